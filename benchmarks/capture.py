@@ -48,7 +48,9 @@ def conversation(turns: int, seed: int) -> list[Turn]:
 
 def turn_of(prompt: list[int], output: list[int], number: int) -> Turn:
     count = len(output)
-    return Turn(tuple(prompt), tuple(output), (-1.0,) * count, (number,) * count, "stop")
+    return Turn(
+        np.array(prompt, np.int32), tuple(output), (-1.0,) * count, (number,) * count, "stop"
+    )
 
 
 def capture_round(turns: list[Turn]) -> Round:
@@ -66,7 +68,7 @@ def capture_round(turns: list[Turn]) -> Round:
 
 def row_a_call_round(turns: list[Turn]) -> Round:
     began, cpu_began = time.perf_counter(), time.process_time()
-    rows = [np.array(turn.prompt_ids + turn.output_ids, np.int32) for turn in turns]
+    rows = [np.append(turn.prompt_ids, np.array(turn.output_ids, np.int32)) for turn in turns]
     ended, cpu_ended = time.perf_counter(), time.process_time()
     assert len(rows) == len(turns)
     return Round(ended - began, cpu_ended - cpu_began, len(turns))
@@ -164,8 +166,8 @@ def many_calls() -> dict[str, float]:
     began = time.perf_counter()
     capture = Capture()
     for number in range(CALLS):
-        tail = (number,)
-        turn = Turn((*prompts[number % 250], *tail), output, (-1.0,) * 30, (0,) * 30, "stop")
+        prompt = np.append(prompts[number % 250], np.int32(number))
+        turn = Turn(prompt, output, (-1.0,) * 30, (0,) * 30, "stop")
         capture.record(turn)
     actions = sum(trace.actions for trace in traces_of(capture))
     seconds = time.perf_counter() - began

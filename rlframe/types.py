@@ -86,11 +86,11 @@ class Demonstration:
     """What stands in the prompt; where an attempt has tools, so must what it learns from."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Turn:
     """One model call, exactly as the engine saw and answered it."""
 
-    prompt_ids: tuple[int, ...]
+    prompt_ids: Int32Array  # [P] thousands, where an answer has tens
     output_ids: tuple[int, ...]
     logprobs: tuple[float, ...]
     """[len(output_ids)] log p of each sampled token, at the sampling temperature."""

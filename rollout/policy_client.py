@@ -6,6 +6,8 @@ from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+
 from rlframe.errors import InfraFault
 from rlframe.types import Message, Turn
 from rollout.capture.call import MAIN_THREAD, Call, CallKind, Thread
@@ -159,7 +161,7 @@ class PolicyClient:
             )
         limit = min(max_tokens or int(self._sampling["max_new_tokens"]), room)
         turn = await self._settings.generate(
-            prompt,
+            np.array(prompt, np.int32),
             sampling={**self._sampling, "max_new_tokens": limit},
             routing_key=self._routing_key,
         )

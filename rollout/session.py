@@ -14,8 +14,10 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+
 from rlframe.errors import InfraFault
-from rlframe.types import Message, Status, Turn
+from rlframe.types import Int32Array, Message, Status, Turn
 from rollout.agent_heads import AgentHeads
 from rollout.capture.call import MAIN_THREAD, Call, CallKind, CallStatus, Thread
 from rollout.capture.capture import Capture
@@ -204,22 +206,22 @@ class Session:
         message: Message = {"role": "assistant", "content": FAREWELL}
         return Reply(message, "stop", 0, 0, call_id=-1, synthetic=True)
 
-    def _prompt(self, request: ChatRequest, looked: Looked) -> tuple[list[int], Ancestor | None]:
+    def _prompt(self, request: ChatRequest, looked: Looked) -> tuple[Int32Array, Ancestor | None]:
         """The prompt's ids, and the call that they are built on."""
         renderer = self._settings.renderer
         ancestor = looked.ancestor
         if ancestor is not None and ancestor.index + 1 < len(request.messages):
-            ids: list[int] = self.capture.path_ids(ancestor.call).tolist()
+            ids = self.capture.path_ids(ancestor.call)
             known = ancestor.index + 1
             with suppress(CannotBridge):
                 new = renderer.bridge(
                     request.messages[known:],
-                    last_id=ids[-1],
+                    last_id=int(ids[-1]),
                     history=request.messages[:known],
                     tools=request.tools,
                 )
-                return ids + new, ancestor
-        return renderer.prompt(request.messages, request.tools), None
+                return np.concatenate([ids, np.array(new, np.int32)]), ancestor
+        return np.array(renderer.prompt(request.messages, request.tools), np.int32), None
 
     def _record(
         self, request: ChatRequest, turn: Turn, ancestor: Ancestor | None, *, served: bool

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from rlframe.invariants import check_trajectory
-from rlframe.types import Message, Status, Trajectory, Turn
+from rlframe.types import Int32Array, Message, Status, Trajectory, Turn
 from rollout.capture.build import Built, build
 from rollout.capture.capture import Capture
 from rollout.renderer import Renderer
@@ -39,25 +39,25 @@ class ScriptedEngine:
         return self.renderer._tokenizer.decode(self.log[number][0])
 
     async def generate(
-        self, input_ids: Sequence[int], *, sampling: dict[str, Any], routing_key: str = ""
+        self, input_ids: Int32Array, *, sampling: dict[str, Any], routing_key: str = ""
     ) -> Turn:
         self.asked += 1
         self.clock_s += 1.0
         started = self.clock_s
         said = self.script.pop(0)
         if callable(said):
-            said = said(self.renderer._tokenizer.decode(list(input_ids)))
+            said = said(self.renderer._tokenizer.decode(input_ids.tolist()))
         if self.held is not None:
             await self.held.wait()
         if isinstance(said, Exception):
             raise said
         ids = said if isinstance(said, list) else self.renderer._tokenizer.encode(said)
         ids = ids[: sampling["max_new_tokens"]]
-        self.log.append((tuple(input_ids), tuple(ids)))
+        self.log.append((tuple(input_ids.tolist()), tuple(ids)))
         number = len(self.log)
         self.clock_s += 1.0
         return Turn(
-            prompt_ids=tuple(input_ids),
+            prompt_ids=input_ids,
             output_ids=tuple(ids),
             logprobs=tuple(-(number + i / 100) for i in range(len(ids))),
             versions=(self.version,) * len(ids),

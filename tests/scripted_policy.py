@@ -9,13 +9,13 @@ from __future__ import annotations
 import asyncio
 import re
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from family_templates import said
 
-from rlframe.types import Turn
+from rlframe.types import Int32Array, Turn
 from rollout.renderer import Renderer
 
 STEP = 2.0**-14
@@ -108,11 +108,11 @@ class RuledEngine:
     log: list[Sampled] = field(default_factory=list)
 
     async def generate(
-        self, input_ids: Sequence[int], *, sampling: Mapping[str, Any], routing_key: str = ""
+        self, input_ids: Int32Array, *, sampling: Mapping[str, Any], routing_key: str = ""
     ) -> Turn:
         started_s = time.monotonic()
         tokenizer = self.renderer._tokenizer
-        prompt = Prompt(tokenizer.decode(list(input_ids)))
+        prompt = Prompt(tokenizer.decode(input_ids.tolist()))
         if self.meeting is not None and self.meeting.of(prompt):
             await asyncio.wait_for(self.meeting.barrier.wait(), MEETING_S)
         answer = self.rule(prompt)
@@ -120,9 +120,9 @@ class RuledEngine:
         ids = [i for piece in characters for i in tokenizer.encode(piece)]
         ids = [*ids, self.renderer.end_of_turn][: sampling["max_new_tokens"]]
         number = len(self.log) + 1
-        self.log.append(Sampled(tuple(input_ids), tuple(ids), prompt, answer))
+        self.log.append(Sampled(tuple(input_ids.tolist()), tuple(ids), prompt, answer))
         return Turn(
-            prompt_ids=tuple(input_ids),
+            prompt_ids=input_ids,
             output_ids=tuple(ids),
             logprobs=tuple(-(number + i * STEP) for i in range(len(ids))),
             versions=(3,) * len(ids),

@@ -140,11 +140,11 @@ def replay(calls: Sequence[Call], *, untrained: Collection[CallKind]) -> Capture
     """The capture of an attempt, made anew from its log."""
     capture = Capture(untrained=untrained)
     for call in calls:
-        prefix: tuple[int, ...] = ()
+        prompt = call.new_prompt_ids
         if call.base is not None:
-            prefix = tuple(capture.path_ids(call.base)[: call.kept].tolist())
+            prompt = np.concatenate([capture.path_ids(call.base)[: call.kept], prompt])
         turn = Turn(
-            prompt_ids=(*prefix, *call.new_prompt_ids.tolist()),
+            prompt_ids=prompt,
             output_ids=tuple(call.output_ids.tolist()),
             logprobs=tuple(call.logprobs.tolist()),
             versions=tuple(call.versions.tolist()),
@@ -165,7 +165,7 @@ def replay(calls: Sequence[Call], *, untrained: Collection[CallKind]) -> Capture
 
 
 def _check(turn: Turn) -> None:
-    if not turn.prompt_ids or not turn.output_ids:
+    if not len(turn.prompt_ids) or not turn.output_ids:
         raise ValueError("a call has a prompt and at least one sampled token")
     found = len(turn.logprobs), len(turn.versions)
     if found != (len(turn.output_ids),) * 2:

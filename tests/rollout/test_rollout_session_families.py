@@ -17,7 +17,7 @@ from family_templates import FAMILY_TEMPLATES, KEEPS_REASONING, said, save_famil
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rlframe.types import Message, Turn
+from rlframe.types import Int32Array, Message, Turn
 from rollout.capture.build import build
 from rollout.capture.capture import Capture
 from rollout.chat import ChatRequest
@@ -85,10 +85,10 @@ class Played:
         self.prompts: list[list[int]] = []
         return Session(settings, Capture(), routing_key="t")
 
-    async def generate(self, prompt: Sequence[int], **_: Any) -> Turn:
-        self.prompts.append(list(prompt))
+    async def generate(self, prompt: Int32Array, **_: Any) -> Turn:
+        self.prompts.append(prompt.tolist())
         count = len(self.next)
-        return Turn(tuple(prompt), tuple(self.next), (-0.5,) * count, (0,) * count, "stop")
+        return Turn(prompt, tuple(self.next), (-0.5,) * count, (0,) * count, "stop")
 
     def samples(self, turn: Mapping[str, Any]) -> None:
         calls = [{"name": "read", "arguments": {"path": path}} for path in turn["paths"]]

@@ -12,7 +12,7 @@ from chat_templates import CHATML, save_tokenizer
 
 from rlframe.errors import InfraFault
 from rlframe.interfaces import RolloutRequest, StepResult
-from rlframe.types import LinkKind, Message, Status, Task, Trajectory, Turn
+from rlframe.types import Int32Array, LinkKind, Message, Status, Task, Trajectory, Turn
 from rollout.compaction import CompactionPolicy
 from rollout.modes.white_box import Limits, WhiteBox
 from rollout.policy_client import PolicySettings
@@ -39,9 +39,9 @@ class Policy:
         self.routing_keys: set[str] = set()
 
     async def generate(
-        self, input_ids: Sequence[int], *, sampling: dict[str, Any], routing_key: str
+        self, input_ids: Int32Array, *, sampling: dict[str, Any], routing_key: str
     ) -> Turn:
-        self.prompts.append(self.renderer._tokenizer.decode(list(input_ids)))
+        self.prompts.append(self.renderer._tokenizer.decode(input_ids.tolist()))
         self.sampling.append(sampling)
         self.routing_keys.add(routing_key)
         said = self.script.pop(0)
@@ -52,7 +52,7 @@ class Policy:
         ended = bool(ids) and ids[-1] == self.renderer.end_of_turn
         count = len(ids)
         return Turn(
-            tuple(input_ids),
+            input_ids,
             tuple(ids),
             (-0.5,) * count,
             (3,) * count,

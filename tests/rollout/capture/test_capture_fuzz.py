@@ -35,7 +35,7 @@ class Session:
         output = self.tokens(1, 9)
         number = len(self.capture.calls)
         turn = Turn(
-            prompt_ids=tuple(prompt),
+            prompt_ids=np.array(prompt, np.int32),
             output_ids=tuple(output),
             logprobs=tuple(-(number * 100 + i + 1) / 1000 for i in range(len(output))),
             versions=(self.version,) * len(output),

@@ -2,11 +2,13 @@
 
 import asyncio
 
+import numpy as np
 import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
 from rlframe.errors import InfraFault
+from rlframe.types import Int32Array
 from rollout.engine.client import EngineClient, _versions
 
 SAMPLING = {"temperature": 1.0, "max_new_tokens": 12}
@@ -24,12 +26,16 @@ async def client(server, keys):
         yield made
 
 
+def ids(tokens: list[int]) -> Int32Array:
+    return np.array(tokens, np.int32)
+
+
 async def test_logprobs_are_those_of_transformers(client, tiny_model):
     model = AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.float32)
     prompts = [[3, 4, 5, 6], [9] * 20, [100]]
-    turns = await asyncio.gather(*[client.generate(p, sampling=SAMPLING) for p in prompts])
+    turns = await asyncio.gather(*[client.generate(ids(p), sampling=SAMPLING) for p in prompts])
     for prompt, turn in zip(prompts, turns, strict=True):
-        assert turn.prompt_ids == tuple(prompt)
+        assert turn.prompt_ids.tolist() == prompt
         assert len(turn.output_ids) == len(turn.logprobs) == len(turn.versions)
         with torch.no_grad():
             logits = model(torch.tensor([prompt + list(turn.output_ids)])).logits[0]
@@ -40,7 +46,7 @@ async def test_logprobs_are_those_of_transformers(client, tiny_model):
 
 async def test_stop_tokens_end_a_turn_and_are_part_of_it(client):
     every = list(range(304))
-    turn = await client.generate([5, 6], sampling={**SAMPLING, "stop_token_ids": every})
+    turn = await client.generate(ids([5, 6]), sampling={**SAMPLING, "stop_token_ids": every})
     assert turn.finish_reason == "stop"
     assert len(turn.output_ids) == 1
 
@@ -58,8 +64,8 @@ async def test_stop_tokens_end_a_turn_and_are_part_of_it(client):
 )
 async def test_what_would_kill_the_engine_never_reaches_it(client, input_ids, sampling, message):
     with pytest.raises(ValueError, match=message):
-        await client.generate(input_ids, sampling=sampling)
-    assert (await client.generate([3], sampling=SAMPLING)).output_ids
+        await client.generate(ids(input_ids), sampling=sampling)
+    assert (await client.generate(ids([3]), sampling=SAMPLING)).output_ids
 
 
 async def test_without_the_key_nothing_is_answered(server):
@@ -71,7 +77,7 @@ async def test_without_the_key_nothing_is_answered(server):
         request_timeout_s=10,
     ) as stranger:
         with pytest.raises(InfraFault, match="401"):
-            await stranger.generate([3], sampling=SAMPLING)
+            await stranger.generate(ids([3]), sampling=SAMPLING)
 
 
 async def test_an_engine_that_is_not_there_is_an_infra_fault():
@@ -83,7 +89,7 @@ async def test_an_engine_that_is_not_there_is_an_infra_fault():
         request_timeout_s=0.2,
     ) as nobody:
         with pytest.raises(InfraFault, match="can't be reached"):
-            await nobody.generate([3], sampling=SAMPLING)
+            await nobody.generate(ids([3]), sampling=SAMPLING)
 
 
 def test_versions_cover_every_token():

@@ -23,7 +23,7 @@ from rollout.engine.actor import EngineActor
 from rollout.engine.client import EngineClient
 from rollout.engine.versioned_cache import name_space
 
-PROMPT = list(range(5, 45))
+PROMPT = np.arange(5, 45, dtype=np.int32)
 LONG = {"temperature": 1.0, "max_new_tokens": 400, "ignore_eos": True}
 SHORT = {**LONG, "max_new_tokens": 40}
 TOLERANCE = 1e-4
@@ -59,7 +59,7 @@ def published(source: Path, directory: Path, version: int) -> WeightManifest:
 
 def reference_logprobs(turn: Turn, models: dict[int, torch.nn.Module]) -> list[float]:
     """log p of every sampled token, each version's part by its model over the cache so far."""
-    cache, given = None, list(turn.prompt_ids)
+    cache, given = None, turn.prompt_ids.tolist()
     found: list[float] = []
     for version in sorted(set(turn.versions)):
         part = [i for i, v in zip(turn.output_ids, turn.versions, strict=True) if v == version]
@@ -117,7 +117,7 @@ def cached_tokens(server, keys) -> int:
     """How much of the prompt the engine took from its cache."""
     answer = requests.post(
         f"{server.url}/generate",
-        json={"input_ids": PROMPT, "sampling_params": {"max_new_tokens": 1}},
+        json={"input_ids": PROMPT.tolist(), "sampling_params": {"max_new_tokens": 1}},
         headers={"Authorization": f"Bearer {keys.api}"},
         timeout=60,
     ).json()
