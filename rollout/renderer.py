@@ -12,12 +12,12 @@ token already, it isn't written twice; where it is another one, it stays and the
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import Any
 
 import numpy as np
+import orjson
 
 from rlframe.errors import TaskFault, UserError
 from rlframe.types import BoolArray, Demonstration, Int32Array, Message
@@ -26,7 +26,7 @@ from rollout.template_input import as_reminders, without_midway_systems
 from rollout.template_probe import ASK, STAND_IN, after_answer, bare, probe, why_not_exact
 
 CACHED_BRIDGES = 1024
-CACHED_CHARACTERS = 2048
+CACHED_BYTES = 2048
 """Longer messages are hardly ever the same twice."""
 Tools = Sequence[Mapping[str, Any]]
 
@@ -112,10 +112,10 @@ class Renderer:
         if self.cannot_bridge:
             raise CannotBridge(self.cannot_bridge)
         try:
-            key = json.dumps([dict(m) for m in messages])
+            key = orjson.dumps([dict(m) for m in messages])
         except TypeError as error:
             raise TaskFault(f"a message is not JSON: {error}") from error
-        text, ids = (self._cached if len(key) <= CACHED_CHARACTERS else self._bridge_of)(key)
+        text, ids = (self._cached if len(key) <= CACHED_BYTES else self._bridge_of)(key)
         if history and self.family.name == "generic":
             self._check_history(history, messages, tools, text)
         return list(ids[1:] if ids[0] == last_id else ids)
@@ -172,8 +172,8 @@ class Renderer:
         accepted = messages if self._facts.systems_midway else without_midway_systems(messages)
         return self._tokenizer.render(accepted, generation_prompt=generation_prompt, tools=tools)
 
-    def _bridge_of(self, new_messages: str) -> tuple[str, tuple[int, ...]]:
-        messages = json.loads(new_messages)
+    def _bridge_of(self, new_messages: bytes) -> tuple[str, tuple[int, ...]]:
+        messages = orjson.loads(new_messages)
         if not self._facts.results_alone and _has_results(messages):
             raise CannotBridge("the chat template does not show a tool's result after an answer")
         accepted = messages if self._facts.systems_midway else as_reminders(messages)
