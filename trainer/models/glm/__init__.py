@@ -1,0 +1,1 @@
+"""The GLM-5 family (`glm_moe_dsa`) on Megatron's parallel primitives."""
