@@ -246,6 +246,7 @@ def started(*, router: bool) -> Iterator[Bench]:
             partial=False,
             sync_timeout_s=60.0,
             max_restarts=0,
+            hung_after_s=10.0,
         )
         sampling = {"temperature": 1.0, "max_new_tokens": TURN_TOKENS, "ignore_eos": True}
         service = RolloutPool(engines, _worker_spec(model, sampling))

@@ -1,6 +1,6 @@
 """The rollout side as the driver sees it: workers that run attempts, engines that answer them.
 
-    monitor thread   mends dead engines and the router; probes for hung ones when nothing finishes
+    monitor thread   mends dead engines and the router, and engines that stand still while there is work
     collect          waits on the workers; a dead worker is started again and its attempts with it
 
 What has not been collected is known here by its request, so that no attempt is lost with a worker.
@@ -9,7 +9,6 @@ What has not been collected is known here by its request, so that no attempt is 
 from __future__ import annotations
 
 import threading
-import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -21,9 +20,7 @@ from rlframe.types import Trajectory, WeightManifest
 from rollout.engine.pool import EnginePool
 from rollout.worker import RolloutWorker, WorkerSpec
 
-MONITOR_EVERY_S = 2.0
-SILENT_AFTER_S = 10.0
-"""With attempts under way and nothing finished for so long, engines are asked for a token."""
+MONITOR_EVERY_S = 1.0
 MAX_WORKER_RESTARTS = 10
 CLOSE_S = 5.0
 """How long a worker may take to close its attempts' environments and sandboxes at the end."""
@@ -49,7 +46,6 @@ class RolloutPool:
         self._collects: dict[Any, int] = {}  # outstanding collect call -> worker
         self._open: dict[str, tuple[RolloutRequest, int]] = {}  # submitted, not collected
         self._restarts = 0
-        self._last_finished_s = time.monotonic()
         self._closing = threading.Event()
         self._lock = threading.RLock()
         self._error: BaseException | None = None
@@ -69,8 +65,6 @@ class RolloutPool:
     def submit(self, requests: Sequence[RolloutRequest]) -> None:
         """An id that is under way already is not started again."""
         with self._lock:
-            if not self._open:
-                self._last_finished_s = time.monotonic()
             shares: dict[int, list[RolloutRequest]] = {}
             for request in requests:
                 if request.id in self._open:
@@ -109,8 +103,6 @@ class RolloutPool:
                 self._restart(index)  # the worker, or the node that held its answer, is gone
         with self._lock:
             known = [t for t in collected if self._open.pop(t.id, None) is not None]
-        if known:
-            self._last_finished_s = time.monotonic()
         return known
 
     def sync(self, manifest: WeightManifest) -> Mapping[str, float]:
@@ -157,10 +149,8 @@ class RolloutPool:
     def _watch(self) -> None:
         while not self._closing.wait(MONITOR_EVERY_S):
             try:
-                silent = time.monotonic() - self._last_finished_s > SILENT_AFTER_S
-                mended = self._engines.check(probe=silent and bool(self._open))
+                mended = self._engines.check(busy=bool(self._open))
                 if mended:
-                    self._last_finished_s = time.monotonic()
                     endpoint = self._engines.endpoint()
                     for worker in self._workers:
                         worker.move.remote(endpoint.url, dict(endpoint.headers))

@@ -239,6 +239,13 @@ class RolloutConfig:
     max_restarts: int = knob(
         3, help="how often a dead engine or router is started again in a run", minimum=0
     )
+    hung_after_s: float = knob(
+        10.0,
+        help="an engine whose scheduler stands still for so long with work to do is started again; "
+        "more than its longest forward pass",
+        unit="s",
+        minimum=2,
+    )
 
 
 @dataclass

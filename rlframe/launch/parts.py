@@ -102,6 +102,7 @@ def rollouts_of(job: Job) -> RolloutPool:
         partial=rollout.partial,
         sync_timeout_s=config.sync.timeout_s,
         max_restarts=rollout.max_restarts,
+        hung_after_s=rollout.hung_after_s,
     )
     sampling = rollout.sampling
     worker = WorkerSpec(

@@ -15,6 +15,7 @@ from rlframe.errors import InfraFault, RunError
 from rlframe.types import WeightManifest
 from rollout.engine import expected
 from rollout.engine.control import Control
+from rollout.engine.pulse import Sign
 from rollout.engine.server import EngineSpec, Keys, SglangServer
 
 PARTIAL_PAUSE = "in_place"
@@ -54,12 +55,13 @@ class EngineActor:
         node_id = ray.get_runtime_context().get_node_id()
         return EngineInfo(self._server.url, self._server.pid, node_id)
 
-    def healthy(self, *, probe: bool, timeout_s: float) -> bool:
-        """The process lives; with `probe` also a token comes back in time, as from a hung server it
-        does not."""
-        if not self._server.alive:
-            return False
-        return not probe or self._control.generates(timeout_s=timeout_s)
+    def sign(self, *, timeout_s: float) -> Sign | None:
+        """What tells whether it moves; None where its process is dead."""
+        return self._control.work(timeout_s=timeout_s) if self._server.alive else None
+
+    def generates(self, *, timeout_s: float) -> bool:
+        """A token comes back in time, as from a hung server it does not."""
+        return self._server.alive and self._control.generates(timeout_s=timeout_s)
 
     def sync(self, manifest: WeightManifest, *, partial: bool) -> dict[str, float]:
         """Version v to `manifest.version`: check, pause, update, confirm, resume.

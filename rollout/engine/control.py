@@ -8,6 +8,14 @@ import requests
 
 from rlframe.errors import InfraFault
 
+WORK = (
+    "num_running_reqs",
+    "num_waiting_reqs",
+    "num_used_tokens",
+    "total_prefill_uncached_tokens",
+)
+"""Of /v1/loads, which reads what the scheduler writes while it works: asking does not wait for it."""
+
 
 class EngineRefused(InfraFault):
     """The engine answered, and the answer is no."""
@@ -36,6 +44,18 @@ class Control:
         except requests.RequestException:
             return False
         return answer.ok
+
+    def work(self, *, timeout_s: float) -> tuple[int, ...]:
+        """The schedulers' counters, which move as long as they get ahead; empty where none answers."""
+        try:
+            answer = self._session.get(
+                f"{self._url}/v1/loads?include=core", headers=self._user, timeout=timeout_s
+            )
+        except requests.RequestException:
+            return ()
+        if not answer.ok:
+            return ()
+        return tuple(load[name] for load in answer.json()["loads"] for name in WORK)
 
     def weight_version(self) -> str:
         """The version that the next token will carry."""

@@ -7,18 +7,18 @@ of it, and one that refuses or fails a sync is taken out and started again.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from rlframe.errors import InfraFault, RunError
 from rlframe.types import WeightManifest
 from rollout.engine.actor import EngineActor, EngineInfo
+from rollout.engine.pulse import Pulse
 from rollout.engine.router import Router
 from rollout.engine.server import EngineSpec, Keys
 
-PROBE_TIMEOUT_S = 10.0
-"""A hung engine is found by this deadline; SGLang's own /health takes 20 s."""
+SIGN_TIMEOUT_S = 1.0
 GRACE_S = 5.0
 
 
@@ -34,6 +34,7 @@ class Endpoint:
 class _Engine:
     spec: EngineSpec
     options: Mapping[str, Any]
+    pulse: Pulse
     actor: Any = None
     info: EngineInfo | None = None
 
@@ -52,9 +53,12 @@ class EnginePool:
         partial: bool,
         sync_timeout_s: float,
         max_restarts: int,
+        hung_after_s: float,
     ) -> None:
         """`scheduling`: Ray actor options, one an engine."""
-        self._engines = [_Engine(s, o) for s, o in zip(specs, scheduling, strict=True)]
+        self._engines = [
+            _Engine(s, o, Pulse(hung_after_s)) for s, o in zip(specs, scheduling, strict=True)
+        ]
         self._keys = Keys()
         self._one_host, self._partial = one_host, partial
         self._sync_timeout_s = sync_timeout_s
@@ -119,15 +123,17 @@ class EnginePool:
             self._manifest = manifest
             for engine in failed:
                 self._replace(engine)
+            for engine in self._engines:
+                engine.pulse.beat()
             slowest = {k: max(t[k] for t in times) for k in times[0]} if times else {}
             gigabytes = manifest.num_bytes / 1e9
             return {**slowest, "gigabytes": gigabytes, "engines_replaced": float(len(failed))}
 
-    def check(self, *, probe: bool) -> list[str]:
+    def check(self, *, busy: bool) -> list[str]:
         """Finds engines and a router that are dead, and starts them again; says what it did.
 
-        `probe`: hung ones too, by asking each for a token. RunError when `rollout.max_restarts` is
-        used up.
+        `busy`: hung ones too, since there is work that they should get ahead with. RunError when
+        `rollout.max_restarts` is used up.
         """
         with self._lock:
             mended = []
@@ -135,9 +141,9 @@ class EnginePool:
                 self._spend_restart("the router")
                 self._router.restart([e.info.url for e in self._engines if e.info])
                 mended.append("sglang-router had died and was started again")
-            for engine in self._unhealthy(probe=probe):
+            for engine, why in self._unhealthy(busy=busy):
                 self._replace(engine)
-                mended.append(f"engine {engine.spec.index} was dead or hung and was started again")
+                mended.append(f"engine {engine.spec.index} {why} and was started again")
             return mended
 
     def processes(self) -> dict[str, int]:
@@ -170,24 +176,57 @@ class EnginePool:
         if self._router is not None and engine.info is not None:
             self._router.add(engine.info.url)
 
-    def _unhealthy(self, *, probe: bool) -> list[_Engine]:
-        """Asked all at once: one hung engine costs one deadline, however many there are."""
+    def _unhealthy(self, *, busy: bool) -> list[tuple[_Engine, str]]:
+        """Engines, and what is the matter with each."""
+        unhealthy = [(engine, "had died") for engine in self._feel_pulses()]
+        dead = [engine for engine, _ in unhealthy]
+        doubtful = []
+        for engine in (e for e in self._engines if e not in dead):
+            if not busy:
+                engine.pulse.beat()
+            elif engine.pulse.doubtful:
+                doubtful.append(engine)
+        if not doubtful:
+            return unhealthy
+        patience_s = max(engine.pulse.patience_s for engine in doubtful)
+        calls = {e.actor.generates.remote(timeout_s=patience_s): e for e in doubtful}
+        for engine, generated in self._answers(calls, timeout_s=patience_s):
+            if generated:
+                engine.pulse.beat()
+        dead = (
+            self._feel_pulses()
+        )  # one with a long queue has moved meanwhile, though no token came
+        for engine in doubtful:
+            if engine in dead:
+                unhealthy.append((engine, "had died"))
+            elif engine.pulse.hung:
+                unhealthy.append((engine, f"stood still for {engine.pulse.still_s:.0f} s"))
+        return unhealthy
+
+    def _feel_pulses(self) -> list[_Engine]:
+        """Returns those that are dead."""
+        calls = {e.actor.sign.remote(timeout_s=SIGN_TIMEOUT_S): e for e in self._engines}
+        dead = []
+        for engine, sign in self._answers(calls, timeout_s=SIGN_TIMEOUT_S):
+            if sign is None:
+                dead.append(engine)
+            else:
+                engine.pulse.feel(sign)
+        return dead
+
+    def _answers(
+        self, calls: Mapping[Any, _Engine], *, timeout_s: float
+    ) -> Iterator[tuple[_Engine, Any]]:
+        """Asked all at once: one hung engine costs one deadline, however many there are. None for an
+        actor that died, nothing for one that is late."""
         import ray
 
-        calls = {
-            e.actor.healthy.remote(probe=probe, timeout_s=PROBE_TIMEOUT_S): e for e in self._engines
-        }
-        done, late = ray.wait(
-            list(calls), num_returns=len(calls), timeout=PROBE_TIMEOUT_S + GRACE_S
-        )
-        unhealthy = [calls[call] for call in late]
+        done, _ = ray.wait(list(calls), num_returns=len(calls), timeout=timeout_s + GRACE_S)
         for call in done:
             try:
-                if not ray.get(call):
-                    unhealthy.append(calls[call])
+                yield calls[call], ray.get(call)
             except ray.exceptions.RayActorError:
-                unhealthy.append(calls[call])
-        return unhealthy
+                yield calls[call], None
 
     def _replace(self, engine: _Engine) -> None:
         """A new actor and server at the current version, then back at the router."""
@@ -203,6 +242,7 @@ class EnginePool:
         if self._manifest is not None:
             _get(engine.actor.sync.remote(self._manifest, partial=self._partial))
         self._register(engine)
+        engine.pulse.beat()
 
     def _spend_restart(self, what: str) -> None:
         if self._restarts_left <= 0:

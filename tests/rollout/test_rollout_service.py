@@ -134,6 +134,7 @@ def engines(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[EnginePo
             partial=False,
             sync_timeout_s=60.0,
             max_restarts=0,
+            hung_after_s=10.0,
         )
         pool.begin_start()
         pool.wait_started(lambda text: None)

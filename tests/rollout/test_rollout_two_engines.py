@@ -1,8 +1,9 @@
-"""Two real engines behind the router; one is killed while attempts are under way on both."""
+"""Two real engines behind the router, 300 conversations under way: whatever dies or hangs, none is lost."""
 
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import signal
 import threading
@@ -35,7 +36,9 @@ from rollout.worker import WorkerSpec
 from tests.rollout.test_rollout_service import QWEN3, Source, requests
 from tests.tiny_engine import engine_spec
 
-ATTEMPTS = 48
+ATTEMPTS = 300
+AFTERWARDS = 48
+HUNG_AFTER_S = 10.0
 MENDED_S = 240.0
 TOLERANCE = 1e-4
 
@@ -56,6 +59,10 @@ class Setting:
         if "was started again" in text:
             self.mended.set()
 
+    def expect(self) -> None:
+        self.events.clear()
+        self.mended.clear()
+
     def collect(self, count: int) -> list[Trajectory]:
         found: list[Trajectory] = []
         while len(found) < count:
@@ -63,8 +70,9 @@ class Setting:
         return found
 
 
-@pytest.fixture
-def setting(tmp_path: Path) -> Iterator[Setting]:
+@pytest.fixture(scope="module")
+def setting(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Setting]:
+    tmp_path = tmp_path_factory.mktemp("two")
     part = PartDemand("engine", count=2, cpus=1.0, gpus=0.0)
     model = prepare(
         ModelConfig(tokenizer="build", hf_config=QWEN3), tmp_path / "m", source=Source()
@@ -82,7 +90,8 @@ def setting(tmp_path: Path) -> Iterator[Setting]:
             one_host=cluster.one_host,
             partial=False,
             sync_timeout_s=60.0,
-            max_restarts=1,
+            max_restarts=3,
+            hung_after_s=HUNG_AFTER_S,
         )
         made = Setting(engines, directory, model.vocab_size)
         worker = WorkerSpec(
@@ -93,7 +102,7 @@ def setting(tmp_path: Path) -> Iterator[Setting]:
             limits=Limits(max_turns=4, attempt_timeout_s=240.0, infra_retries=2),
             max_context_tokens=256,
             request_timeout_s=120.0,
-            max_concurrency=16,
+            max_concurrency=ATTEMPTS // 2,
         )
         made.pool = RolloutPool(engines, worker, workers=2, on_event=made.said)
         made.pool.begin_start()
@@ -143,41 +152,88 @@ def served_version(setting: Setting, url: str) -> str:
     return Control(url, api_key=keys.api, admin_key=keys.admin, timeout_s=60.0).weight_version()
 
 
+def under_way(setting: Setting, manifest: WeightManifest, prefix: str) -> list[RolloutRequest]:
+    """Many conversations, on both engines."""
+    setting.expect()
+    setting.pool.sync(manifest)
+    asked = requests(ATTEMPTS, prefix=prefix)
+    setting.pool.submit(asked)
+    return asked
+
+
+def assert_both_serve(setting: Setting, manifest: WeightManifest, prefix: str) -> None:
+    """Both at the router, at this version, and at work."""
+    urls = [engine.info.url for engine in setting.engines._engines]
+    assert setting.engines._router._listed() == dict.fromkeys(urls, True)
+    assert {served_version(setting, url) for url in urls} == {str(manifest.version)}
+    asked = requests(AFTERWARDS, prefix=prefix)
+    setting.pool.submit(asked)
+    assert_whole(setting.collect(AFTERWARDS), asked, manifest)
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-def test_one_of_two_engines_is_killed_in_mid_rollout(setting: Setting, tmp_path: Path) -> None:
+@pytest.mark.xdist_group("two engines")
+def test_an_engine_is_killed(setting: Setting, tmp_path: Path) -> None:
     first = published(setting, tmp_path / "v1", 1)
-    setting.pool.sync(first)
-    asked = requests(ATTEMPTS, prefix="a")
-    setting.pool.submit(asked)
+    asked = under_way(setting, first, "a")
     found = setting.collect(1)
     workers = setting.engines._router._call("GET", "/workers").json()["workers"]
     assert all(worker["load"] > 0 for worker in workers), "both should be at work"
     before = setting.engines.processes()
-    group = psutil.Process(before["engine-0"])
-    left = group.children(recursive=True)
+    left = psutil.Process(before["engine-0"]).children(recursive=True)
     os.kill(before["engine-0"], signal.SIGKILL)
     found += setting.collect(ATTEMPTS - len(found))
     assert_whole(found, asked, first)
 
     assert setting.mended.wait(MENDED_S), "the engine did not come back"
-    assert setting.events == ["engine 0 was dead or hung and was started again"]
+    assert setting.events == ["engine 0 had died and was started again"]
     after = setting.engines.processes()
     assert after["engine-0"] != before["engine-0"]
     assert {k: v for k, v in after.items() if k != "engine-0"} == {
         k: v for k, v in before.items() if k != "engine-0"
     }
     assert not psutil.wait_procs(left, timeout=20)[1], "the dead server left processes"
-
-    # Back at the router, at the version that the other one serves; and both take the next one.
-    urls = [engine.info.url for engine in setting.engines._engines]
-    assert setting.engines._router._listed() == dict.fromkeys(urls, True)
-    assert [served_version(setting, url) for url in urls] == ["1", "1"]
-    asked = requests(ATTEMPTS, prefix="b")
-    setting.pool.submit(asked)
-    assert_whole(setting.collect(ATTEMPTS), asked, first)
+    assert_both_serve(setting, first, "b")
     second = published(setting, tmp_path / "v2", 2)
     assert setting.pool.sync(second)["engines_replaced"] == 0
-    asked = requests(ATTEMPTS, prefix="c")
-    setting.pool.submit(asked)
-    assert_whole(setting.collect(ATTEMPTS), asked, second)
+    assert_both_serve(setting, second, "c")
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+@pytest.mark.xdist_group("two engines")
+def test_a_hung_scheduler_is_found_though_its_server_answers(
+    setting: Setting, tmp_path: Path
+) -> None:
+    manifest = published(setting, tmp_path / "v3", 3)
+    asked = under_way(setting, manifest, "d")
+    found = setting.collect(1)
+    server = psutil.Process(setting.engines.processes()["engine-1"])
+    scheduler = next(p for p in server.children() if "scheduler" in " ".join(p.cmdline()))
+    scheduler.send_signal(signal.SIGSTOP)
+    found += setting.collect(ATTEMPTS - len(found))
+    assert_whole(found, asked, manifest)
+    assert setting.mended.wait(MENDED_S), "the engine did not come back"
+    assert len(setting.events) == 1
+    still = re.fullmatch(
+        r"engine 1 stood still for (\d+) s and was started again", setting.events[0]
+    )
+    assert still is not None
+    assert int(still[1]) <= HUNG_AFTER_S
+    assert_both_serve(setting, manifest, "e")
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+@pytest.mark.xdist_group("two engines")
+def test_a_dead_router_comes_back_at_its_address(setting: Setting, tmp_path: Path) -> None:
+    manifest = published(setting, tmp_path / "v4", 4)
+    asked = under_way(setting, manifest, "f")
+    found = setting.collect(1)
+    os.kill(setting.engines.processes()["router"], signal.SIGKILL)
+    found += setting.collect(ATTEMPTS - len(found))
+    assert_whole(found, asked, manifest)
+    assert setting.mended.wait(MENDED_S)
+    assert setting.events == ["sglang-router had died and was started again"]
+    assert_both_serve(setting, manifest, "g")

@@ -1,0 +1,52 @@
+"""When an engine counts as hung: by a clock of the test's own."""
+
+from rollout.engine.pulse import Pulse
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now_s = 0.0
+
+    def __call__(self) -> float:
+        return self.now_s
+
+
+def test_counters_that_move_are_a_pulse_and_counters_that_stand_still_are_none() -> None:
+    clock = Clock()
+    pulse = Pulse(10.0, clock)
+    for second in range(1, 30):
+        clock.now_s = float(second)
+        pulse.feel((5, 0, 100 + second, 7))
+        assert pulse.still_s == 0.0
+    for second in range(30, 38):
+        clock.now_s = float(second)
+        pulse.feel((5, 0, 129, 7))
+        assert not pulse.hung
+    assert pulse.doubtful
+    clock.now_s = 38.0
+    pulse.feel((5, 0, 129, 7))
+    assert pulse.hung
+
+
+def test_an_engine_that_does_not_answer_has_no_pulse_and_a_token_is_one() -> None:
+    clock = Clock()
+    pulse = Pulse(10.0, clock)
+    pulse.feel((1, 0, 0, 0))
+    clock.now_s = 4.0
+    pulse.feel(())
+    assert pulse.doubtful
+    assert pulse.still_s + pulse.patience_s < 10.0
+    pulse.beat()
+    assert not pulse.doubtful
+    clock.now_s = 13.5
+    assert pulse.hung
+    assert pulse.patience_s == 1.0
+
+
+def test_a_real_engines_counters_move_as_it_works(server) -> None:
+    before = server.control.work(timeout_s=20)
+    assert server.control.generates(timeout_s=60)
+    after = server.control.work(timeout_s=20)
+    assert before
+    assert len(after) == len(before)
+    assert after != before
