@@ -8,13 +8,9 @@ import requests
 
 from rlframe.errors import InfraFault
 
-WORK = (
-    "num_running_reqs",
-    "num_waiting_reqs",
-    "num_used_tokens",
-    "total_prefill_uncached_tokens",
-)
-"""Of /v1/loads, which reads what the scheduler writes while it works: asking does not wait for it."""
+WORK = ("num_running_reqs", "num_waiting_reqs", "num_used_tokens")
+"""Of /v1/loads, which reads what the scheduler writes while it works, without waiting for it. Not its
+time: a scheduler writes that, too, while it can't place any of its requests."""
 
 
 class EngineRefused(InfraFault):
