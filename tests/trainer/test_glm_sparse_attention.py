@@ -10,7 +10,7 @@ from torch import Tensor
 
 from tests.trainer.glm_ranges import causal_ranges
 from trainer.models.glm import tiles
-from trainer.models.glm.sparse_attention import sparse_attention
+from trainer.models.glm.sparse_attention import dense_attention, sparse_attention
 
 LATENT, ROPE = 8, 4
 
@@ -111,3 +111,26 @@ def test_narrow_inputs_round_only_at_the_end(
     wanted = torch.autograd.grad(expected, (exact_q, exact_r), d_out.to(dtype).double())
     for ours, exact in zip((out, *got), (expected, *wanted), strict=True):
         torch.testing.assert_close(ours.double(), exact, rtol=tolerance, atol=tolerance)
+
+
+@settings(deadline=None, max_examples=20)
+@given(
+    lengths=st.lists(st.integers(1, 150), min_size=1, max_size=6),
+    budget=st.sampled_from([1, 1 << 10, 1 << 20]),
+)
+def test_dense_attention_reads_every_row_in_range(lengths: list[int], budget: int) -> None:
+    torch.manual_seed(0)
+    first, last = causal_ranges(lengths)
+    queries, rows, d_out = inputs(len(last), 2)
+    columns = torch.arange(len(last))
+    ids = torch.where((columns >= first[:, None]) & (columns <= last[:, None]), columns, -1)
+    expected = by_hand(queries, rows, ids, 0.3)
+    wanted = torch.autograd.grad(expected, (queries, rows), d_out)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(tiles.MAX_TILE, "cpu", budget)
+        out = dense_attention(
+            queries, rows, first_rows=first, last_rows=last, scale=0.3, value_dim=LATENT
+        )
+        got = torch.autograd.grad(out, (queries, rows), d_out)
+    torch.testing.assert_close(out, expected, rtol=0, atol=1e-12)
+    torch.testing.assert_close(got, wanted, rtol=0, atol=1e-11)

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from trainer.models.glm.tiles import Tile, id_tiles, product, softmax_dtype
+from trainer.models.glm.tiles import Ids, Ranges, Tile, product, softmax_dtype
 
 
 def sparse_attention(
@@ -28,7 +28,23 @@ def sparse_attention(
     Differentiable in `queries` and `rows`; keeps its inputs and one number a query and head (the
     logarithm of the softmax's denominator) for the backward pass, which computes the scores again.
     """
-    out: Tensor = _SparseAttention.apply(queries, rows, ids, scale, value_dim)  # type: ignore[no-untyped-call]
+    out: Tensor = _LatentAttention.apply(queries, rows, scale, value_dim, Ids, ids)  # type: ignore[no-untyped-call]
+    return out
+
+
+def dense_attention(
+    queries: Tensor,  # [q, heads, latent + rope], absorbed
+    rows: Tensor,  # [k, latent + rope]
+    *,
+    first_rows: Tensor,  # [q]: first row that a query reads
+    last_rows: Tensor,  # [q]: the last one, included
+    scale: float,
+    value_dim: int,
+) -> Tensor:  # [q, heads, value_dim]
+    """The same over every row in range (the indexer's warm-up stage); memory stays linear in tokens."""
+    out: Tensor = _LatentAttention.apply(  # type: ignore[no-untyped-call]
+        queries, rows, scale, value_dim, Ranges, first_rows, last_rows
+    )
     return out
 
 
@@ -40,17 +56,23 @@ def tile_scores(tile: Tile, queries: Tensor, taken: Tensor, scale: float) -> Ten
     return scores.masked_fill_(~tile.mask.unsqueeze(2), float("-inf"))
 
 
-class _SparseAttention(torch.autograd.Function):
+class _LatentAttention(torch.autograd.Function):
     """P = exp(S - log_sum); dP = dO V^T; dS = P (dP - sum(P dP)); dq = dS row; drow = dS^T q + P^T dO."""
 
     @staticmethod
     def forward(
-        ctx: Any, queries: Tensor, rows: Tensor, ids: Tensor, scale: float, value_dim: int
+        ctx: Any,
+        queries: Tensor,
+        rows: Tensor,
+        scale: float,
+        value_dim: int,
+        kind: type[Ids | Ranges],
+        *selection: Tensor,
     ) -> Tensor:
         heads, dtype = queries.shape[1], softmax_dtype(queries)
         out = queries.new_empty(*queries.shape[:2], value_dim)
         log_sums = queries.new_empty(queries.shape[:2], dtype=dtype)
-        for tile in id_tiles(ids, heads=heads, dim=rows.shape[1]):
+        for tile in kind(*selection).tiles(heads=heads, dim=rows.shape[1]):
             taken = tile.take(rows)
             p = tile_scores(tile, queries, taken, scale)
             # Where nothing is allowed all scores are -inf: the finite top keeps them from being NaN.
@@ -61,17 +83,17 @@ class _SparseAttention(torch.autograd.Function):
                 -1, heads, value_dim
             )
             log_sums[tile.queries] = (top + total.log()).view(-1, heads)
-        ctx.save_for_backward(queries, rows, ids, log_sums)
-        ctx.scale, ctx.value_dim = scale, value_dim
+        ctx.save_for_backward(queries, rows, log_sums, *selection)
+        ctx.scale, ctx.value_dim, ctx.kind = scale, value_dim, kind
         return out
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        queries, rows, ids, log_sums = ctx.saved_tensors
+        queries, rows, log_sums, *selection = ctx.saved_tensors
         heads, dtype = queries.shape[1], softmax_dtype(queries)
         d_queries = torch.empty_like(queries)
         d_rows = torch.zeros(rows.shape, dtype=dtype, device=rows.device)
-        for tile in id_tiles(ids, heads=heads, dim=rows.shape[1]):
+        for tile in ctx.kind(*selection).tiles(heads=heads, dim=rows.shape[1]):
             taken = tile.take(rows)
             p = tile_scores(tile, queries, taken, ctx.scale)
             p = p.sub_(log_sums[tile.queries].view(*p.shape[:3], 1)).exp_().flatten(1, 2)
@@ -85,4 +107,4 @@ class _SparseAttention(torch.autograd.Function):
             d_taken = product(d_scores.transpose(1, 2), q, scale=ctx.scale)
             d_taken[..., : ctx.value_dim] += product(p.transpose(1, 2), d_out)
             tile.add(d_rows, d_taken)
-        return d_queries, d_rows.to(rows.dtype), None, None, None
+        return d_queries, d_rows.to(rows.dtype), None, None, None, *(None for _ in selection)

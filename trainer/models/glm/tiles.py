@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from trainer.models.glm.windows import MAX_TILE, Window, id_windows
+from trainer.models.glm.windows import MAX_TILE, Window, id_windows, range_windows
 
 DENSE_WIDTH = 4
 """A window of up to this many times top_k rows is multiplied whole: cheaper than gathering from it."""
@@ -42,11 +42,36 @@ class Tile:
             rows.index_add_(0, self.source, values.flatten(0, 1))
 
 
-def id_tiles(ids: Tensor, *, heads: int, dim: int) -> Iterator[Tile]:
-    """Tiles that cover `ids` [q, top_k] (negative: none), each query once and in order.
+@dataclass(frozen=True, slots=True)
+class Ranges:
+    """Every row from first_rows [q] to last_rows [q], both included; last < first: none."""
 
-    `heads` and `dim` (of a row) bound a tile: its scores and its gathered rows.
-    """
+    first_rows: Tensor
+    last_rows: Tensor
+
+    def tiles(self, *, heads: int, dim: int) -> Iterator[Tile]:
+        """As `Ids.tiles`; windows only, so rows are never gathered one by one."""
+        for window in range_windows(self.first_rows, self.last_rows, heads=heads):
+            mask = window.in_range(self.first_rows, self.last_rows)
+            yield Tile(window.queries, window.blocks, window.size, mask, window)
+
+
+@dataclass(frozen=True, slots=True)
+class Ids:
+    """The rows `ids` [q, top_k], each at most once a query; negative: none."""
+
+    ids: Tensor
+
+    def tiles(self, *, heads: int, dim: int) -> Iterator[Tile]:
+        """Each query in one tile, in order. `heads` and `dim` (of a row) bound what a tile holds."""
+        return _id_tiles(self.ids, heads=heads, dim=dim)
+
+
+Selection = Ids | Ranges
+"""Which rows each query reads."""
+
+
+def _id_tiles(ids: Tensor, *, heads: int, dim: int) -> Iterator[Tile]:
     top_k = ids.shape[1]
     for window in id_windows(ids, heads=heads):
         if window.width <= DENSE_WIDTH * top_k:
