@@ -88,7 +88,7 @@ def draft_scores(
 
     parts = [
         checkpoint(one_chunk, drafts, at, use_reentrant=False, preserve_rng_state=False)
-        for at in positions.split(chunk)
+        for at in torch.split(positions, chunk)
     ] or [one_chunk(drafts, positions)]
     return DraftScores(*(torch.cat(columns, dim=1) for columns in zip(*parts, strict=True)))
 
