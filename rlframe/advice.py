@@ -8,6 +8,9 @@ from rlframe.metrics import Line, series
 
 PATIENCE = 20
 """Steps over which something must hold before it is worth a word."""
+ALARM_STEPS = 5
+INFRA_ALARM_SHARE, FAILED_ALARM_SHARE = 0.05, 0.05
+"""Of attempts; more is an alarm at once, not only after `PATIENCE` steps."""
 
 
 def advice(history: Sequence[Line]) -> dict[str, str]:
@@ -60,6 +63,29 @@ def updates_are_skipped(history: Sequence[Line]) -> str:
     )
 
 
+def our_side_fails(history: Sequence[Line]) -> str:
+    recent = [value for _, value in series(history, "attempts/infra_error_share")][-ALARM_STEPS:]
+    share = sum(recent) / len(recent) if recent else 0.0
+    if share <= INFRA_ALARM_SHARE:
+        return ""
+    return (
+        f"{share:.0%} of the attempts of the last {len(recent)} steps were lost by our side (engine, "
+        "sandbox, network, grader), not by the policy: they train nothing; see logs/ and "
+        "`rlframe inspect`"
+    )
+
+
+def tasks_fail(history: Sequence[Line]) -> str:
+    recent = [value for _, value in series(history, "attempts/failed_share")][-ALARM_STEPS:]
+    share = sum(recent) / len(recent) if recent else 0.0
+    if share <= FAILED_ALARM_SHARE:
+        return ""
+    return (
+        f"{share:.0%} of the attempts of the last {len(recent)} steps failed by their task or "
+        "environment (an exception, a bad reward): `rlframe inspect` shows why"
+    )
+
+
 def engine_and_trainer_differ(history: Sequence[Line]) -> str:
     recent = _recent(history, "gap/mean")
     if not recent or min(recent) <= 0.02:
@@ -75,6 +101,8 @@ _RULES: tuple[Callable[[Sequence[Line]], str], ...] = (
     answers_are_cut_off,
     updates_go_far,
     updates_are_skipped,
+    our_side_fails,
+    tasks_fail,
     engine_and_trainer_differ,
 )
 

@@ -66,7 +66,8 @@ class Loop:
                 synced = self._sync(step + 1)
             self.producer.release(step + 1)
             measured = statistics.of_step(trajectories, rows, version=step)
-            logged = self.metrics.log(step + 1, {**measured, **updated, **synced})
+            ended = self.producer.ended()
+            logged = self.metrics.log(step + 1, {**measured, **ended, **updated, **synced})
             self.watcher.after_step(step + 1, logged)
 
     def _forward(

@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import math
 import threading
+from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
@@ -80,6 +81,8 @@ class Producer:
             str, tuple[int, Trajectory]
         ] = {}  # id -> (version at admission, trajectory)
         self._evaluations: dict[str, Trajectory] = {}
+        self._ended: Counter[Status] = Counter()
+        self._tries = 0
         self._taken = 0
         self._next_index = 0
         self._leftover: Sequence[int] = ()
@@ -125,6 +128,24 @@ class Producer:
             if self._max_staleness:
                 self._admit()
 
+    def ended(self) -> dict[str, float]:
+        """How attempts have ended since this was last asked, trained or not; empty where none has."""
+        with self._changed:
+            counts, tries = self._ended, self._tries
+            self._ended, self._tries = Counter(), 0
+        attempts = counts.total()
+        if not attempts:
+            return {}
+        shares = {
+            f"attempts/{status.value}_share": counts[status] / attempts
+            for status in (Status.INFRA_ERROR, Status.FAILED, Status.ABORTED)
+        }
+        return {
+            "attempts/ended": float(attempts),
+            "attempts/made_again": float(tries - attempts),
+            **shares,
+        }
+
     def evaluate(self, tasks: Sequence[Task], *, tag: str) -> list[Trajectory]:
         """Attempts at held-out tasks with the weights being served. They never train."""
         ids = [f"{EVALUATION_PREFIX}{tag}/{task.id}" for task in tasks]
@@ -166,6 +187,8 @@ class Producer:
                 admitted_at = self._in_flight.pop(trajectory.id, None)
                 if admitted_at is None:
                     continue  # asked for twice after a worker's restart; the first answer counts
+                self._ended[trajectory.status] += 1
+                self._tries += int(trajectory.info.get("tries", 1))
                 if trajectory.status.is_trainable and trajectory.actions:
                     self._failures_in_a_row = 0
                     self._ready[trajectory.id] = (admitted_at, trajectory)

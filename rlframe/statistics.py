@@ -14,6 +14,15 @@ import numpy as np
 
 from rlframe.types import Float32Array, Int32Array, Status, Trace, TrainRow, Trajectory
 
+SESSION_COUNTS = (
+    "full_renders",
+    "coalesced",
+    "replayed",
+    "aborted",
+    "malformed_calls",
+    "infra_faults",
+)
+
 
 @dataclass(frozen=True, slots=True)
 class Gap:
@@ -87,22 +96,28 @@ def _rollout(trajectories: Sequence[Trajectory]) -> dict[str, float]:
         "rollout/tokens": float(tokens),
         "rollout/actions": float(sum(t.actions for t in trajectories)),
         "rollout/truncated": truncated / len(trajectories),
-        "rollout/turns": float(np.mean([float(t.info.get("turns", 1)) for t in trajectories])),
+        "rollout/turns": _mean_of(trajectories, "turns", 1.0),
+        "rollout/attempt_seconds": _mean_of(trajectories, "seconds", 0.0),
+        "rollout/env_seconds": _mean_of(trajectories, "env_seconds", 0.0),
     }
+
+
+def _mean_of(trajectories: Sequence[Trajectory], name: str, default: float) -> float:
+    return float(np.mean([float(t.info.get(name, default)) for t in trajectories]))
 
 
 def _agents(trajectories: Sequence[Trajectory]) -> dict[str, float]:
     """Of attempts that compacted, had sub-agents or went through a session; empty without any."""
     measured: dict[str, float] = {}
-    for name in ("compactions", "agents"):
+    for name in ("compactions", "agents", "malformed_calls"):
         if any(name in t.info for t in trajectories):
             counts = [_count(t.info.get(name, 0)) for t in trajectories]
             measured[f"rollout/{name}"] = float(np.mean(counts))
     sessions = [t.info["session"] for t in trajectories if "session" in t.info]
     calls = sum(s["calls"] for s in sessions)
     if calls:
-        for name in ("full_renders", "coalesced", "replayed", "aborted", "infra_faults"):
-            measured[f"session/{name}_share"] = sum(s[name] for s in sessions) / calls
+        for name in SESSION_COUNTS:
+            measured[f"session/{name}_share"] = sum(s.get(name, 0) for s in sessions) / calls
         measured["session/budget_spent_share"] = sum(s["synthetic"] for s in sessions) / len(
             sessions
         )

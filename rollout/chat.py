@@ -67,17 +67,26 @@ class AttemptOver(Exception):  # noqa: N818 - a state, not an error
     """The attempt has ended or its budget is spent: no further call is served. A gateway answers 400."""
 
 
+@dataclass(frozen=True, slots=True)
+class ParsedTurn:
+    """An assistant's message; where something in it looked like a call and was none, why."""
+
+    message: Message
+    malformed: tuple[str, ...] = ()
+    """One reason for each such place; its text is part of the message's content."""
+
+
 class Parser(Protocol):
     """Sampled text to an assistant's message (`rollout.engine.parsers.TurnParser`)."""
 
-    def parse(self, text: str, tools: Sequence[Mapping[str, Any]]) -> Message: ...
+    def read(self, text: str, tools: Sequence[Mapping[str, Any]]) -> ParsedTurn: ...
 
 
 class PlainText:
     """No reasoning and no tool calls are looked for."""
 
-    def parse(self, text: str, tools: Sequence[Mapping[str, Any]]) -> Message:
-        return {"role": "assistant", "content": text}
+    def read(self, text: str, tools: Sequence[Mapping[str, Any]]) -> ParsedTurn:
+        return ParsedTurn({"role": "assistant", "content": text})
 
 
 def with_call_ids(message: Message, call_id: int) -> Message:

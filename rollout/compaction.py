@@ -6,7 +6,9 @@ messages, the summary and the last turns as they were. The summary's tokens trai
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from rlframe.types import Message
 
@@ -16,6 +18,16 @@ INSTRUCTION = (
     "summary alone."
 )
 OPENING = "The context so far was summarised:\n\n"
+TOOL = "compact_context"
+_TOOL: Mapping[str, Any] = {
+    "name": TOOL,
+    "description": (
+        "Start a new context: you are asked for a summary next, and go on with it and the last turn. "
+        "Call it alone, when what came before is no longer needed word for word."
+    ),
+    "parameters": {"type": "object", "properties": {}},
+}
+DONE = "The context was compacted. Go on."
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +38,8 @@ class CompactionPolicy:
     """Compact when the next prompt takes more than this share of the context window; 0: never."""
     every_turns: int = 0
     """Compact after so many turns in one context; 0: never."""
+    by_tool: bool = False
+    """The policy may compact when it wants to, by a tool call."""
     keep_turns: int = 1
     """How many of the last turns stay as they were, token for token, after the summary."""
     max_summary_tokens: int = 512
@@ -33,7 +47,17 @@ class CompactionPolicy:
 
     @property
     def on(self) -> bool:
-        return self.at_share > 0 or self.every_turns > 0
+        return self.at_share > 0 or self.every_turns > 0 or self.by_tool
+
+    @property
+    def tools(self) -> tuple[Mapping[str, Any], ...]:
+        """What an agent gets besides its environment's tools."""
+        return (_TOOL,) if self.by_tool else ()
+
+    def asked(self, message: Message) -> bool:
+        """Whether the turn calls the tool."""
+        calls = message.get("tool_calls") or ()
+        return self.by_tool and any(call["name"] == TOOL for call in calls)
 
     def due(self, *, prompt_tokens: int, max_context_tokens: int, turns: int) -> bool:
         """`turns` counts those of the present context; one at least is needed for progress."""

@@ -35,6 +35,8 @@ class ChatTurn:
     turn: Turn
     call: int
     """Its id in the capture."""
+    malformed: tuple[str, ...] = ()
+    """Why places of the text that looked like a tool call are none."""
 
 
 @dataclass(slots=True)
@@ -86,6 +88,7 @@ class PolicyClient:
         self._opening: list[Message] = []
         self._context = _Context()
         self.compactions = 0
+        self._compact_next = False
         self.last_text = ""
         """The last answer's."""
 
@@ -93,6 +96,14 @@ class PolicyClient:
     def last_call(self) -> int | None:
         """Id of the call that the context ends with."""
         return self._context.last_call
+
+    @property
+    def compaction(self) -> CompactionPolicy:
+        return self._settings.compaction
+
+    def compact_next(self) -> None:
+        """The context is compacted before the next turn, whatever the policy for that says."""
+        self._compact_next = True
 
     async def chat(self, messages: Sequence[Message]) -> ChatTurn:
         """Raises ContextFull where no token could be sampled any more, TaskFault for messages that the
@@ -104,7 +115,7 @@ class PolicyClient:
             if self._context.ids
             else self._renderer.prompt(messages, self._tools)
         )
-        if self._settings.compaction.due(
+        if self._compact_next or self.compaction.due(
             prompt_tokens=len(self._context.ids) + len(new),
             max_context_tokens=self._settings.max_context_tokens,
             turns=len(self._context.turns),
@@ -115,8 +126,9 @@ class PolicyClient:
         self._context.turns.append((new, turn.output_ids))
         self._context.last_call = call.id
         text = self.last_text = self._renderer.text(turn.output_ids)
-        message = with_call_ids(self._settings.parser.parse(text, self._tools), call.id)
-        return ChatTurn(text, message, turn, call.id)
+        parsed = self._settings.parser.read(text, self._tools)
+        message = with_call_ids(parsed.message, call.id)
+        return ChatTurn(text, message, turn, call.id, parsed.malformed)
 
     def spawn(
         self,
@@ -177,10 +189,11 @@ class PolicyClient:
 
         Returns what `messages` add to the new context; in the old one they took `pending` tokens.
         """
-        policy = self._settings.compaction
+        policy = self.compaction
         instruct = self._bridge([policy.instruct()])
         _, turn = await self._sample(instruct, CallKind.COMPACTION, policy.max_summary_tokens)
         self.compactions += 1
+        self._compact_next = False
         summary = self._renderer.without_end(turn.output_ids)
         opening = opening_with(self._opening, STAND_IN)
         head = self._renderer.prompt_with(opening, summary, self._tools)

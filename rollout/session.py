@@ -64,6 +64,8 @@ class Counts:
     coalesced: int = 0
     aborted: int = 0
     synthetic: int = 0
+    malformed_calls: int = 0
+    """Places in answers that looked like a tool call and could not be read as one."""
     infra_faults: int = 0
     """Calls that the engine side lost; the client may have asked again."""
 
@@ -271,7 +273,9 @@ class Session:
 
     def _reply(self, request: ChatRequest, call: Call, turn: Turn) -> Reply:
         text = self._settings.renderer.text(turn.output_ids)
-        message = with_call_ids(self._settings.parser.parse(text, request.tools), call.id)
+        parsed = self._settings.parser.read(text, request.tools)
+        self.counts.malformed_calls += len(parsed.malformed)
+        message = with_call_ids(parsed.message, call.id)
         reason = "length" if turn.finish_reason == "length" else "stop"
         return Reply(
             message,

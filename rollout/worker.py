@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import gc
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -47,6 +48,8 @@ class WorkerSpec:
     request_timeout_s: float
     max_concurrency: int
     """Attempts in flight on this worker."""
+    domain_concurrency: Mapping[str, int] = field(default_factory=dict)
+    """The same for single domains, or for what stands before a domain's slash."""
     compaction: CompactionPolicy = CompactionPolicy()
     sub_agents: SubAgentPolicy = SubAgentPolicy()
     black_box: BlackBoxSpec | None = None
@@ -63,6 +66,9 @@ class RolloutWorker:
     def __init__(self, spec: WorkerSpec, url: str, headers: Mapping[str, str]) -> None:
         self._spec, self._url, self._headers = spec, url, headers
         self._free = asyncio.Semaphore(spec.max_concurrency)
+        self._free_by_domain = {
+            domain: asyncio.Semaphore(limit) for domain, limit in spec.domain_concurrency.items()
+        }
         self._running: dict[str, asyncio.Task[None]] = {}
         self._finished: asyncio.Queue[Trajectory | Exception] = asyncio.Queue()
         self._mode: Mode | None = None
@@ -172,7 +178,8 @@ class RolloutWorker:
         assert self._mode is not None
         outcome: Trajectory | Exception
         try:
-            async with self._free:
+            # Its domain's place first: who waits for that must not keep others from running.
+            async with self._place_of(request.task.domain), self._free:
                 outcome = await self._mode.run(request)
         except asyncio.CancelledError:
             outcome = _aborted(request)  # by `cancel`: nobody else holds this task
@@ -180,6 +187,10 @@ class RolloutWorker:
             outcome = error
         del self._running[request.id]
         self._finished.put_nowait(outcome)
+
+    def _place_of(self, domain: str) -> AbstractAsyncContextManager[Any]:
+        limits = self._free_by_domain
+        return limits.get(domain) or limits.get(domain.partition("/")[0]) or nullcontext()
 
 
 def _aborted(request: RolloutRequest) -> Trajectory:

@@ -11,9 +11,10 @@ from typing import Any
 import numpy as np
 
 from rlframe.invariants import check_trajectory
-from rlframe.types import Int32Array, Message, Status, Trajectory, Turn
+from rlframe.types import Int32Array, Status, Trajectory, Turn
 from rollout.capture.build import Built, build
 from rollout.capture.capture import Capture
+from rollout.chat import ParsedTurn
 from rollout.renderer import Renderer
 
 END = "<|im_end|>"
@@ -96,7 +97,7 @@ def built_exactly(capture: Capture, engine: ScriptedEngine) -> Built:
 class JsonCalls:
     """Tool calls as `<tool_call>{...}</tool_call>`, reasoning as `<think>...</think>`."""
 
-    def parse(self, text: str, tools: Sequence[Any]) -> Message:
+    def read(self, text: str, tools: Sequence[Any]) -> ParsedTurn:
         reasoning = re.match(r"<think>(.*?)</think>", text, re.DOTALL)
         rest = text[reasoning.end() :] if reasoning else text
         calls = [json.loads(found) for found in re.findall(r"<tool_call>(.*?)</tool_call>", rest)]
@@ -108,7 +109,8 @@ class JsonCalls:
             message["reasoning_content"] = reasoning.group(1)
         if calls:
             message["tool_calls"] = [{"id": "", **call} for call in calls]
-        return message
+        cut = "a call without an end" if "<tool_call>" in message["content"] else ""
+        return ParsedTurn(message, (cut,) if cut else ())
 
 
 def call(name: str, **arguments: Any) -> str:

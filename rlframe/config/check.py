@@ -15,7 +15,7 @@ from rlframe.config.check_cluster import (
 from rlframe.config.check_model import check_layouts, check_lengths, check_model
 from rlframe.config.passthrough import PASSTHROUGH, check_options
 from rlframe.config.schema import RunConfig
-from rlframe.errors import UserError
+from rlframe.errors import UserError, nearest
 
 
 def check_config(config: RunConfig) -> None:
@@ -103,7 +103,8 @@ def _staleness(config: RunConfig) -> None:
 
 def _mode(config: RunConfig) -> None:
     rollout = config.rollout
-    compacts = rollout.compaction.at_share > 0 or rollout.compaction.every_turns > 0
+    compaction = rollout.compaction
+    compacts = compaction.at_share > 0 or compaction.every_turns > 0 or compaction.by_tool
     if rollout.mode == "black_box":
         if not rollout.black_box.program:
             raise UserError(
@@ -114,6 +115,22 @@ def _mode(config: RunConfig) -> None:
                 raise UserError(
                     f"rollout.{key} is for rollout.mode=white_box: an agent program does that by itself"
                 )
+    for domain, limit in rollout.domain_concurrency.items():
+        if not isinstance(limit, int) or isinstance(limit, bool) or limit < 1:
+            raise UserError(
+                f"rollout.domain_concurrency.{domain}={limit!r} must be an integer of 1 or more"
+            )
+        parts = config.env.args.get("parts", {}) if config.env.name == "mixed" else {}
+        if parts and domain.partition("/")[0] not in parts:
+            raise UserError(
+                f"rollout.domain_concurrency.{domain}: env.args.parts has no such part."
+                f"{nearest(domain, parts)}"
+            )
+    if compaction.by_tool and not rollout.tool_call_parser:
+        raise UserError(
+            "rollout.compaction.by_tool is set, but the tool could never be called: "
+            "rollout.tool_call_parser is empty (qwen25 for Qwen3-type templates)"
+        )
     if rollout.sub_agents.max_agents and not rollout.tool_call_parser:
         raise UserError(
             "rollout.sub_agents.max_agents is set, but no sub-agent could ever be called: "

@@ -141,6 +141,9 @@ class CompactionConfig:
     every_turns: int = knob(
         0, help="compact after so many turns in one context; 0: never", unit="turns", minimum=0
     )
+    by_tool: bool = knob(
+        False, help="the policy gets a tool, compact_context, and compacts when it wants to"
+    )
     keep_turns: int = knob(
         1, help="last turns that stay as they were after the summary", unit="turns", minimum=0
     )
@@ -218,6 +221,11 @@ class RolloutConfig:
         minimum=1,
     )
     max_concurrency: int = knob(256, help="attempts in flight", minimum=1)
+    domain_concurrency: Dict = knob(
+        factory=dict,
+        help="attempts in flight by domain, or by what stands before the domain's slash (the part of "
+        "env.name=mixed): {terminal: 16}; others have max_concurrency alone",
+    )
     over_admission: float = knob(
         0.0,
         help="attempts beyond a batch, as a share of it: the first to finish make the batch, the rest "

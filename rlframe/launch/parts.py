@@ -125,6 +125,7 @@ def rollouts_of(job: Job) -> RolloutPool:
         compaction=CompactionPolicy(
             at_share=rollout.compaction.at_share,
             every_turns=rollout.compaction.every_turns,
+            by_tool=rollout.compaction.by_tool,
             keep_turns=rollout.compaction.keep_turns,
             max_summary_tokens=rollout.compaction.max_summary_tokens,
             instruction=rollout.compaction.instruction or INSTRUCTION,
@@ -137,6 +138,10 @@ def rollouts_of(job: Job) -> RolloutPool:
         template_args=dict(rollout.template_args),
         request_timeout_s=rollout.request_timeout_s,
         max_concurrency=math.ceil(rollout.max_concurrency / rollout.workers),
+        domain_concurrency={
+            domain: math.ceil(limit / rollout.workers)
+            for domain, limit in rollout.domain_concurrency.items()
+        },
     )
     return RolloutPool(engines, worker, workers=rollout.workers, on_event=job.view.warn)
 

@@ -57,7 +57,7 @@ def _check_calls(renderer: Renderer, name: str) -> None:
 
 
 def _check_reasoning(renderer: Renderer, parser: TurnParser, name: str) -> None:
-    if not renderer.opens_reasoning and parser.parse("yes", ())["content"] != "yes":
+    if not renderer.opens_reasoning and parser.read("yes", ()).message["content"] != "yes":
         raise UserError(
             f"rollout.reasoning_parser={name} takes every answer for reasoning at first, but the chat "
             "template's prompt does not begin it"
@@ -65,7 +65,7 @@ def _check_reasoning(renderer: Renderer, parser: TurnParser, name: str) -> None:
     text = _written(renderer, {"content": "yes", "reasoning_content": _REASONING})
     if _REASONING not in text:
         return  # the template says nothing about it
-    if parser.parse(text, ()).get("reasoning_content") != _REASONING:
+    if parser.read(text, ()).message.get("reasoning_content") != _REASONING:
         fits = renderer.family.reasoning_parser
         raise UserError(
             f"rollout.reasoning_parser={name} can't read reasoning as the chat template writes it: "
@@ -82,5 +82,5 @@ def _written(renderer: Renderer, answer: Message) -> str:
 
 
 def _calls(parser: TurnParser, text: str) -> bool:
-    calls = parser.parse(text, (_TOOL,)).get("tool_calls") or [{}]
+    calls = parser.read(text, (_TOOL,)).message.get("tool_calls") or [{}]
     return bool(calls[0].get("arguments") == _CALL["arguments"])

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from rlframe.errors import UserError, nearest
-from rlframe.types import Message
+from rollout.chat import ParsedTurn
 from rollout.engine.cpu_imports import install
 
 _JSON_LINES = ("<tool_call>\n", "\n</tool_call>")  # a newline in a JSON string is escaped
@@ -37,15 +37,6 @@ MARKS = {
 }
 """What each call stands between, by SGLang's name of the parser."""
 Tools = Sequence[Mapping[str, Any]]
-
-
-@dataclass(frozen=True, slots=True)
-class ParsedTurn:
-    """An assistant's message; where something in it looked like a call and was none, why."""
-
-    message: Message
-    malformed: tuple[str, ...] = ()
-    """One reason for each such place; its text is part of the message's content."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,12 +66,8 @@ class TurnParser:
         if tool_call_parser or reasoning_parser:
             self._import()
 
-    def parse(self, text: str, tools: Tools) -> Message:
-        """Of a turn's text, without the token that ended it. Never raises."""
-        return self.read(text, tools).message
-
     def read(self, text: str, tools: Tools) -> ParsedTurn:
-        """As `parse`, and what was malformed.
+        """Of a turn's text, without the token that ended it. Never raises.
 
         `content` is always there, perhaps empty; `reasoning_content` and `tool_calls` where there are
         any. The calls' ids are unique in the message only.

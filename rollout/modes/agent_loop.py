@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+import time
 from collections.abc import Awaitable, Coroutine, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -14,8 +15,9 @@ from rlframe.interfaces import Env, SpawningEnv, StepResult, ToolEnv
 from rlframe.types import Message, Status
 from rollout.capture.capture import Capture
 from rollout.chat import tool_result
+from rollout.compaction import DONE, TOOL
 from rollout.policy_client import ChatTurn, ContextFull, PolicyClient
-from rollout.sub_agents import AnswerOnce, Spawn, SubAgentPolicy, spawns
+from rollout.sub_agents import SPAWN, AnswerOnce, Spawn, SubAgentPolicy, spawns
 
 T = TypeVar("T")
 
@@ -33,6 +35,10 @@ class Attempt:
     """Of every sub-agent: thread, task, report."""
     turns: int = 0
     compactions: int = 0
+    malformed_calls: int = 0
+    """Places in answers that looked like a tool call and could not be read as one."""
+    env_seconds: float = 0.0
+    """Spent in the environment's steps, tools and all; sub-agents' at the same time count each."""
     finish_reasons: list[str] = field(default_factory=list)
     env_info: Mapping[str, Any] = field(default_factory=dict)
     error: str = ""
@@ -70,6 +76,12 @@ class AgentLoop:
             if asked:
                 messages, children = await self._delegate(env, policy, answer, asked, depth)
                 continue
+            if policy.compaction.asked(answer.message):
+                policy.compact_next()
+                calls = answer.message["tool_calls"]
+                done = {call["id"]: DONE for call in calls if call["name"] == TOOL}
+                messages = _answers(answer, done, apart_from=TOOL)
+                continue
             result = await self._step(env, answer, depth)
             if result.done:
                 return Status.COMPLETED
@@ -77,10 +89,14 @@ class AgentLoop:
         return Status.TRUNCATED_TURNS
 
     async def _step(self, env: Env | ToolEnv, answer: ChatTurn, depth: int) -> StepResult:
-        if isinstance(env, ToolEnv):
-            result = _checked(await outside(env.act(answer.message)))
-        else:
-            result = _checked(await outside(env.step(answer.text)))
+        began = time.monotonic()
+        try:
+            if isinstance(env, ToolEnv):
+                result = _checked(await outside(env.act(answer.message)))
+            else:
+                result = _checked(await outside(env.step(answer.text)))
+        finally:
+            self._attempt.env_seconds += time.monotonic() - began
         if depth == 0:
             self._attempt.env_info = result.info
         if result.reward:
@@ -108,10 +124,7 @@ class AgentLoop:
             spawn.call["id"]: report for spawn, (report, _) in zip(allowed, done, strict=True)
         }
         refused = {spawn.call["id"]: "Refused: no more sub-agents." for spawn in asked}
-        apart = "Not done: call other tools in a turn without spawn_agent."
-        known = {**refused, **reports}
-        calls = answer.message["tool_calls"]
-        messages = [tool_result(known.get(call["id"], apart), call) for call in calls]
+        messages = _answers(answer, {**refused, **reports}, apart_from=SPAWN)
         return messages, [child for _, child in done]
 
     async def _child(
@@ -123,7 +136,7 @@ class AgentLoop:
             tools = own.tools if isinstance(own, ToolEnv) else ()
             child = parent.spawn(
                 name,
-                tools=(*tools, *self._sub_agents.tools(depth + 1)),
+                tools=(*tools, *parent.compaction.tools, *self._sub_agents.tools(depth + 1)),
                 fork=spawn.fork,
                 spawned_by=parent.last_call,
             )
@@ -157,10 +170,18 @@ class AgentLoop:
     def _note(self, messages: Sequence[Message], answer: ChatTurn, depth: int) -> None:
         attempt = self._attempt
         attempt.turns += 1
+        attempt.malformed_calls += len(answer.malformed)
         attempt.finish_reasons.append(answer.turn.finish_reason)
         if depth == 0:
             attempt.conversation += messages
             attempt.conversation.append({"role": "assistant", "content": answer.text})
+
+
+def _answers(answer: ChatTurn, known: Mapping[str, str], *, apart_from: str) -> list[Message]:
+    """The results of a turn's calls, by call id; calls of other tools were not done."""
+    apart = f"Not done: call other tools in a turn without {apart_from}."
+    calls = answer.message["tool_calls"]
+    return [tool_result(known.get(call["id"], apart), call) for call in calls]
 
 
 async def _together(coroutines: Sequence[Coroutine[Any, Any, T]]) -> list[T]:

@@ -27,6 +27,7 @@ class Tried(Generic[A]):
     status: Status
     seconds: float
     """Of all tries."""
+    tries: int
 
 
 async def with_retries(
@@ -39,7 +40,9 @@ async def with_retries(
 ) -> Tried[A]:
     """Goes through one attempt; made again, from nothing, where our side lost it."""
     started = time.monotonic()
-    for _ in range(infra_retries + 1):
+    tries = 0
+    while True:
+        tries += 1
         log = open_log(call_log_directory, attempt_id)
         attempt = begin(Capture(sink=log))
         try:
@@ -47,9 +50,8 @@ async def with_retries(
         finally:
             if log is not None:
                 log.close()
-        if status is not Status.INFRA_ERROR:
-            break
-    return Tried(attempt, status, time.monotonic() - started)
+        if status is not Status.INFRA_ERROR or tries > infra_retries:
+            return Tried(attempt, status, time.monotonic() - started, tries)
 
 
 def trajectory_of(
@@ -63,7 +65,7 @@ def trajectory_of(
     error: str,
 ) -> Trajectory:
     """Checked. `env_info` and `error` are added to `info` where there is any."""
-    whole = {**info, "seconds": round(tried.seconds, 4)}
+    whole = {**info, "seconds": round(tried.seconds, 4), "tries": tried.tries}
     if env_info:
         # Whatever the environment put there must survive pickling and the store.
         whole["env"] = json.loads(encode_info(env_info))

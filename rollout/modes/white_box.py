@@ -78,7 +78,7 @@ class WhiteBox:
             settings,
             attempt.capture,
             routing_key=request.id,
-            tools=(*tools, *self._sub_agents.tools(0)),
+            tools=(*tools, *settings.compaction.tools, *self._sub_agents.tools(0)),
         )
         try:
             opening = await outside(env.start())
@@ -104,6 +104,7 @@ def _trajectory(request: RolloutRequest, tried: Tried[Attempt]) -> Trajectory:
     said = attempt.conversation
     info: dict[str, Any] = {
         "turns": attempt.turns,
+        "env_seconds": round(attempt.env_seconds, 4),
         "finish_reasons": attempt.finish_reasons,
         "messages": said,
         "prompt": next((m["content"] for m in said if m["role"] == "user"), ""),
@@ -111,6 +112,8 @@ def _trajectory(request: RolloutRequest, tried: Tried[Attempt]) -> Trajectory:
     }
     if attempt.compactions:
         info["compactions"] = attempt.compactions
+    if attempt.malformed_calls:
+        info["malformed_calls"] = attempt.malformed_calls
     if attempt.agents:
         info["agents"] = attempt.agents
     built = build(attempt.capture)

@@ -195,6 +195,24 @@ def test_advice_comes_after_patience_and_names_what_to_change(name, bad, good, s
     assert not run(*[bad] * PATIENCE, good), "it is over"
 
 
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        ("attempts/infra_error_share", "lost by our side"),
+        ("attempts/failed_share", "rlframe inspect"),
+    ],
+)
+def test_a_rate_of_lost_attempts_is_an_alarm_at_once(name, says):
+    def run(*values: float) -> dict[str, str]:
+        return advice([{"event": "step", "step": i, name: v} for i, v in enumerate(values)])
+
+    (text,) = run(0.5).values()
+    assert "50% of the attempts of the last 1 steps" in text
+    assert says in text
+    assert not run(*[0.5] * 3, *[0.0] * 5), "it is over"
+    assert not run(*[0.0] * 4, 0.05), "one in twenty is no alarm"
+
+
 def test_a_skipped_update_is_said_at_once():
     assert "step 3" in advice([{"event": "step", "step": 3, "policy/skipped": 1.0}])["updates_are_skipped"]  # fmt: skip
     assert not advice([{"event": "step", "step": 3, "policy/skipped": 0.0}])

@@ -189,6 +189,10 @@ def test_failed_attempts_never_train_and_are_replaced(make):
     assert ids(result[0]) == [request_id(i) for i in (0, 2, 4, 5)]
     assert set(ledger.dropped) == {request_id(1), request_id(3)}
     assert "scripted" in ledger.dropped[request_id(3)]
+    ended = producer.ended()
+    assert ended["attempts/ended"] == 6.0
+    assert ended["attempts/infra_error_share"] == ended["attempts/failed_share"] == 1 / 6
+    assert producer.ended() == {}, "counted once"
 
 
 def test_a_run_in_which_everything_fails_ends_with_the_reason(make):

@@ -209,3 +209,38 @@ async def test_compaction_and_sub_agents_together(renderer: Renderer) -> None:
     # The report came after the compaction: the parent's chain goes on after its first trace.
     assert spawned.join_position == len(made.traces[0])
     assert made.info["compactions"] == 1
+
+
+async def test_the_policy_compacts_when_it_wants_to(renderer: Renderer) -> None:
+    settings = CompactionPolicy(by_tool=True, keep_turns=1, instruction="Sum up.")
+    run = Run(renderer, compaction=settings, sub_agents=SubAgentPolicy())
+    run.engine.say(
+        call("add", a=1, b=1) + END,
+        call("compact_context") + call("add", a=5, b=5) + END,
+        "1 + 1 = 2" + END,
+        "So 4." + END,
+    )
+    made = await run.attempt()
+    assert made.status is Status.COMPLETED
+    assert made.reward == 1.0
+    assert made.info["compactions"] == 1
+    assert '"name": "compact_context"' in run.engine.prompt(0)
+    first, second = (renderer._tokenizer.decode(t.token_ids.tolist()) for t in made.traces)
+    assert first.endswith("Sum up.<|im_end|>\n<|im_start|>assistant\n1 + 1 = 2" + END)
+    assert "summarised:\n\n1 + 1 = 2" in second
+    assert "The context was compacted. Go on." in second
+    assert "Not done: call other tools in a turn without compact_context." in second
+    assert [(link.kind, link.parent, link.child) for link in made.links] == [
+        (LinkKind.CONTINUES, 0, 1)
+    ]
+    assert "".join(run.trained(made)).count("compact_context") == 1, "kept, and not trained twice"
+
+
+async def test_without_the_option_the_tools_name_is_nobodys(renderer: Renderer) -> None:
+    run = Run(renderer, sub_agents=SubAgentPolicy())
+    run.engine.say("Four" + call("add", a=1, b=1) + END, "<tool_call>{ It is 4." + END)
+    made = await run.attempt()
+    assert "compact_context" not in run.engine.prompt(0)
+    assert made.info["malformed_calls"] == 1
+    assert made.info["env_seconds"] >= 0.0
+    assert made.info["tries"] == 1

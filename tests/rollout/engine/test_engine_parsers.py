@@ -125,7 +125,7 @@ def bare(text: str) -> str:
 @given(text=st.lists(PIECES, max_size=10).map("".join))
 def test_no_parser_with_marks_raises(name: str, text: str) -> None:
     parser = TurnParser(tool_call_parser=name)
-    message = parser.parse(text, TOOLS)
+    message = parser.read(text, TOOLS).message
     if not message.get("tool_calls"):
         assert message["content"] == text
 
@@ -133,7 +133,7 @@ def test_no_parser_with_marks_raises(name: str, text: str) -> None:
 @pytest.mark.parametrize("name", ["llama3", "mistral", "pythonic", "deepseekv3", "kimi_k2"])
 @given(text=st.lists(st.one_of(PIECES, st.text(max_size=5)), max_size=10).map("".join))
 def test_other_formats_do_not_raise_either(name: str, text: str) -> None:
-    assert TurnParser(tool_call_parser=name).parse(text, TOOLS)["role"] == "assistant"
+    assert TurnParser(tool_call_parser=name).read(text, TOOLS).message["role"] == "assistant"
 
 
 GOOD = {"name": "write", "arguments": {"mode": 1}}
@@ -176,8 +176,8 @@ def test_cut_reasoning_stays_reasoning(family: str, parser: TurnParser) -> None:
 
 def test_without_tools_a_call_is_text(family: str, parser: TurnParser) -> None:
     text = said(family, reasoning="hm", content="so", calls=[GOOD])
-    assert "tool_calls" not in parser.parse(text, ())
-    assert "<tool_call>" in parser.parse(text, ())["content"]
+    assert "tool_calls" not in parser.read(text, ()).message
+    assert "<tool_call>" in parser.read(text, ()).message["content"]
 
 
 def test_tools_that_make_no_sense_are_said_to_be_wrong() -> None:
@@ -226,7 +226,7 @@ def test_sglang_is_imported_only_where_a_parser_is_asked_for() -> None:
     program = (
         "import sys; from rollout.engine.parsers import TurnParser;"
         "import rollout.worker;"
-        "print(TurnParser().parse('<think>a', ())['content'], 'sglang' in sys.modules)"
+        "print(TurnParser().read('<think>a', ()).message['content'], 'sglang' in sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert done.stdout.split() == ["<think>a", "False"], done.stderr
