@@ -7,13 +7,13 @@ Hugging Face names (`hf_bridge.export_hf`), and go straight into a mapped safete
 from __future__ import annotations
 
 import json
+import math
 import os
 import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor
@@ -21,9 +21,9 @@ from torch import Tensor
 from rlframe.durable_files import sync_directory
 from rlframe.types import WeightManifest
 from rlframe.weights import MANIFEST, Layout, SafetensorsWriter, build_manifest, write_manifest
-from trainer.models.dense_model import DenseModel
 from trainer.models.hf_bridge import export_hf
-from trainer.models.hf_names import stage_entries, tensor_shapes
+from trainer.models.language_model import LanguageModel
+from trainer.models.model_names import model_entries
 
 FILE = "model.safetensors"
 SLOTS = 2
@@ -31,6 +31,8 @@ DTYPES = {torch.float32: "F32", torch.bfloat16: "BF16"}
 ARCHITECTURES = {
     ("qwen3", "policy"): "Qwen3ForCausalLM",
     ("qwen3", "critic"): "Qwen3ForSequenceClassification",
+    ("glm_moe_dsa", "policy"): "GlmMoeDsaForCausalLM",
+    ("glm_moe_dsa", "critic"): "GlmMoeDsaForSequenceClassification",
 }
 
 
@@ -41,7 +43,7 @@ class WeightPublisher:
     by v + 1. A directory without a manifest is not published, which it is while it is rewritten.
     """
 
-    def __init__(self, model: DenseModel) -> None:
+    def __init__(self, model: LanguageModel) -> None:
         self._model = model
         self._writers: dict[Path, SafetensorsWriter] = {}
 
@@ -61,7 +63,7 @@ class WeightPublisher:
         return manifest
 
 
-def write_checkpoint(model: DenseModel, hf_config: Mapping[str, Any], directory: str) -> None:
+def write_checkpoint(model: LanguageModel, hf_config: Mapping[str, Any], directory: str) -> None:
     """Collective: config and weights that transformers loads, at `directory` whole or not at all.
 
     What is at `directory` already is replaced. The critic is written as a sequence classifier with
@@ -105,23 +107,22 @@ def _flush(path: Path) -> None:
         os.close(descriptor)
 
 
-def _take_part(model: DenseModel) -> None:
+def _take_part(model: LanguageModel) -> None:
     for _ in export_hf(model):
         pass
 
 
-def _layout(model: DenseModel) -> list[Layout]:
-    dtype = next(model.parameters()).dtype
-    shapes = tensor_shapes(model.shape, role=model.role)
-    entries = stage_entries(model.shape, role=model.role, stage=0, stages=1)
-    names = [name for entry in entries if entry.exported for name in entry.tensors]
-    return [
-        Layout(name, DTYPES[dtype], shapes[name], int(np.prod(shapes[name])) * dtype.itemsize)
-        for name in names
-    ]
+def _layout(model: LanguageModel) -> list[Layout]:
+    ours = next(model.parameters()).dtype
+    layout = []
+    for entry in model_entries(model.shape, role=model.role):
+        dtype = torch.float32 if entry.keeps_float32 else ours
+        for name, size in zip(entry.tensors, entry.shapes, strict=True):
+            layout.append(Layout(name, DTYPES[dtype], size, math.prod(size) * dtype.itemsize))
+    return layout
 
 
-def _buffers(model: DenseModel) -> Iterator[tuple[str, Any]]:
+def _buffers(model: LanguageModel) -> Iterator[tuple[str, Any]]:
     return ((name, _bytes(tensor)) for name, tensor in export_hf(model))
 
 
@@ -130,7 +131,7 @@ def _bytes(tensor: Tensor) -> Any:
     return tensor.detach().cpu().contiguous().view(torch.uint8).reshape(-1).numpy()
 
 
-def _described(model: DenseModel, hf_config: Mapping[str, Any]) -> dict[str, Any]:
+def _described(model: LanguageModel, hf_config: Mapping[str, Any]) -> dict[str, Any]:
     """The config of what is written, which may be another role or dtype than what was loaded."""
     kept = {k: v for k, v in hf_config.items() if k not in ("torch_dtype", "num_labels")}
     dtype = str(next(model.parameters()).dtype).removeprefix("torch.")

@@ -61,4 +61,5 @@ def _arrangement(config: RunConfig, part: PartDemand) -> str:
 
 
 def _words(layout: LayoutConfig) -> str:
-    return f"data {layout.data} x tensor {layout.tensor} x pipeline {layout.pipeline}"
+    words = f"data {layout.data} x tensor {layout.tensor} x pipeline {layout.pipeline}"
+    return f"{words} x context {layout.context}" if layout.context > 1 else words

@@ -9,6 +9,7 @@ from typing import Any
 
 from rlframe.config.schema import LayoutConfig, ModelConfig, RunConfig
 from rlframe.errors import UserError
+from rlframe.model_shapes import glm, glm_layout
 
 SIZES = (
     "hidden_size",
@@ -121,6 +122,12 @@ def check_lengths(config: RunConfig) -> None:
 
 
 def _check_layout(layout: LayoutConfig, key: str, shape: Mapping[str, Any]) -> None:
+    if shape["model_type"] == glm.MODEL_TYPE:
+        # A vocabulary that is built for the run does not matter to the layout.
+        glm_layout.check_layout(
+            glm.GlmShape.from_hf({"vocab_size": 1} | dict(shape)), layout, key=key
+        )
+        return
     check_divides(
         f"{key}.tensor",
         layout.tensor,

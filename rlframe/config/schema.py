@@ -41,16 +41,35 @@ class ModelConfig:
 
 @dataclass
 class LayoutConfig:
-    """How one role's ranks are arranged; world size = data * tensor * pipeline."""
+    """How one role's ranks are arranged; world size = data * tensor * context * pipeline."""
 
     data: int = knob(1, help="data-parallel size", minimum=1)
     tensor: int = knob(1, help="tensor-parallel size", minimum=1)
     pipeline: int = knob(1, help="pipeline-parallel size", minimum=1)
     sequence_parallel: bool = knob(False, help="shard activations over the tensor-parallel ranks")
+    context: int = knob(
+        1,
+        help="context-parallel size: ranks that share the tokens of a micro-batch (GLM)",
+        minimum=1,
+    )
+    expert: int = knob(
+        1,
+        help="expert-parallel size: over how many of a stage's ranks experts are spread; divides "
+        "data * tensor * context (GLM)",
+        minimum=1,
+    )
+    virtual_pipeline: int = knob(
+        1, help="parts of each pipeline stage, interleaved (GLM)", minimum=1
+    )
+    pipeline_layers: str = knob(
+        "",
+        help="layers of each of the pipeline * virtual_pipeline parts, in order, such as `5+4`; empty: as "
+        "even as parts can be that begin with an indexer's layer (GLM)",
+    )
 
     @property
     def world_size(self) -> int:
-        return self.data * self.tensor * self.pipeline
+        return self.data * self.tensor * self.context * self.pipeline
 
 
 @dataclass

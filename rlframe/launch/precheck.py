@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from rlframe.config.check_model import model_shape
 from rlframe.config.schema import RunConfig
+from rlframe.model_shapes import glm
 
 
 def precheck(config: RunConfig) -> None:
@@ -19,8 +20,11 @@ def precheck(config: RunConfig) -> None:
 
     described = model_shape(config.model)
     if config.model.path or "vocab_size" in described:
-        shape = DenseShape.from_hf(described)
-        shape.check_layout(config.trainer.policy.layout, "policy")
+        if described["model_type"] == glm.MODEL_TYPE:
+            glm.GlmShape.from_hf(described)  # its layout was checked with the rest of the keys
+        else:
+            shape = DenseShape.from_hf(described)
+            shape.check_layout(config.trainer.policy.layout, "policy")
     env = config.env
     source = make_source(env.name, env.args, seed=env.seed, held_out=env.held_out)
     check_source(source, name=env.name, mode=attempts_by(config))

@@ -33,7 +33,6 @@ class GlmShape:
     experts_per_token: int  # 8
     shared_experts: int  # 1
     routed_scale: float  # 2.5
-    normalised_gates: bool  # true: norm_topk_prob
     index_heads: int  # 32
     index_dim: int  # 128
     index_top_k: int  # 2,048
@@ -69,7 +68,6 @@ class GlmShape:
             experts_per_token=positive_integer(hf_config, "num_experts_per_tok"),
             shared_experts=count(hf_config, "n_shared_experts", 1),
             routed_scale=float(hf_config.get("routed_scaling_factor", 2.5)),
-            normalised_gates=bool(hf_config.get("norm_topk_prob", True)),
             index_heads=positive_integer(hf_config, "index_n_heads"),
             index_dim=positive_integer(hf_config, "index_head_dim"),
             index_top_k=positive_integer(hf_config, "index_topk"),
@@ -97,6 +95,10 @@ class GlmShape:
     def source_layers(self) -> tuple[int, ...]:
         """Per layer, the layer whose ids it uses: itself where it owns an indexer."""
         return source_layers(self.indexer_types)
+
+    def padded_vocab_size(self, tensor_parallel: int) -> int:
+        """The vocabulary rounded up so that every tensor-parallel rank holds as many rows."""
+        return -(-self.vocab_size // tensor_parallel) * tensor_parallel
 
     def is_sparse(self, layer: int) -> bool:
         """Whether the feed-forward part of `layer` is made of experts; the MTP layer's is."""
@@ -142,6 +144,15 @@ def _refuse_what_is_not_built(hf_config: Mapping[str, Any]) -> None:
     if rope_type(hf_config) != "default":
         raise UserError(
             f"model config: rope_type={rope_type(hf_config)!r} is not supported; GLM-5 has 'default'."
+        )
+    # Megatron's router normalises the gates of several experts, and leaves that of one alone.
+    if (
+        hf_config.get("norm_topk_prob", True) is not True
+        or positive_integer(hf_config, "num_experts_per_tok") < 2
+    ):
+        raise UserError(
+            "model config: GLM-5's gates are normalised over the experts of a token: norm_topk_prob must "
+            "be true, num_experts_per_tok 2 or more."
         )
     mtp = count(hf_config, "num_nextn_predict_layers", 0)
     if mtp > 1:

@@ -25,7 +25,7 @@ def forward_backward_export(
     rank: int, world_size: int, init_method: str, layout: LayoutConfig, tied: bool
 ) -> dict[str, Any]:
     """What rank 0 exports, and what the last stage's ranks compute, for both roles."""
-    from trainer.models.dense import build_model
+    from trainer.models.build import build_model
     from trainer.models.hf_bridge import export_hf
 
     init_parallel(

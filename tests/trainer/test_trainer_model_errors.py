@@ -15,9 +15,11 @@ from safetensors.torch import load_file, save_file
 
 from rlframe.config.schema import LayoutConfig
 from rlframe.errors import UserError
+from rlframe.model_shapes.pipeline import chunks_of
 from tests.trainer.tiny import TINY
 from trainer.models.hf_files import HfCheckpoint
-from trainer.models.hf_names import cut, join, part_shape, stage_entries, tensor_shapes
+from trainer.models.hf_names import cut, join, part_shape
+from trainer.models.model_names import chunk_entries, tensor_shapes
 from trainer.models.shape import DenseShape
 
 SHAPE = DenseShape.from_hf(TINY)
@@ -71,20 +73,24 @@ def test_layouts_that_do_not_divide(layout: LayoutConfig, said: str) -> None:
     ],
 )
 def test_transformer_fields_that_are_refused(passed: dict[str, Any], said: str) -> None:
-    from trainer.models.transformer import transformer_config
+    from trainer.models.transformer import dense_fields, transformer_config
 
     with pytest.raises(UserError, match=said):
         transformer_config(
-            SHAPE, layout=LayoutConfig(), dtype="float32", passed=passed, role="policy"
+            dense_fields(SHAPE),
+            layout=LayoutConfig(),
+            dtype="float32",
+            passed=passed,
+            role="policy",
         )
 
 
 def test_transformer_fields_pass_through() -> None:
-    from trainer.models.transformer import transformer_config
+    from trainer.models.transformer import dense_fields, transformer_config
 
     passed = {"hidden_dropout": 0.25, "autocast_dtype": "bfloat16"}
     config = transformer_config(
-        SHAPE, layout=LayoutConfig(), dtype="float32", passed=passed, role="policy"
+        dense_fields(SHAPE), layout=LayoutConfig(), dtype="float32", passed=passed, role="policy"
     )
     assert config.hidden_dropout == 0.25
     assert config.autocast_dtype == torch.bfloat16
@@ -196,11 +202,11 @@ def test_join_undoes_cut(
     sizes = tensor_shapes(shape, role=role)
     full = {name: torch.randn(size) for name, size in sizes.items()}
     joined: dict[str, torch.Tensor] = {}
-    for stage in range(stages):
-        for entry in stage_entries(shape, role=role, stage=stage, stages=stages):
-            parts = [cut(entry, full, shape, rank=r, size=tensor) for r in range(tensor)]
-            assert all(p.shape == part_shape(entry, shape, size=tensor) for p in parts)
+    for chunk in chunks_of([4 // stages] * stages):
+        for entry in chunk_entries(shape, chunk, role=role):
+            parts = [cut(entry, full, rank=r, size=tensor) for r in range(tensor)]
+            assert all(p.shape == part_shape(entry, size=tensor) for p in parts)
             if entry.exported:
-                joined |= join(entry, parts, shape)
+                joined |= join(entry, parts)
     assert list(joined) == list(sizes)
     assert all(torch.equal(joined[name], full[name]) for name in sizes)

@@ -36,7 +36,7 @@ def train_one_step(
     from megatron.core.optimizer import OptimizerConfig, get_megatron_optimizer
     from megatron.core.pipeline_parallel import get_forward_backward_func
 
-    from trainer.models.dense import build_model
+    from trainer.models.build import build_model
     from trainer.models.packed import PackedBatch, forward
 
     layout = LayoutConfig(pipeline=world_size)

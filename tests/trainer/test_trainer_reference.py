@@ -23,7 +23,7 @@ def build(init_method: str, *, role: str, dtype: str = "float32", **changes: Any
     """A model with random weights, on the only rank."""
     import torch.distributed as dist
 
-    from trainer.models.dense import build_model
+    from trainer.models.build import build_model
 
     layout = LayoutConfig()
     if not dist.is_initialized():
@@ -65,7 +65,7 @@ def reload_with_transformers(model: Any, directory: str, kind: str, **changes: A
 def policy_is_transformers_qwen3(
     rank: int, world_size: int, init_method: str, directory: str, tied: bool
 ) -> None:
-    from trainer.models.hf_names import tensor_shapes
+    from trainer.models.model_names import tensor_shapes
     from trainer.models.packed import PackedBatch, forward
 
     model = build(init_method, role="policy", tie_word_embeddings=tied)
@@ -174,7 +174,7 @@ def test_bfloat16_is_close_to_float32_on_the_same_weights(tmp_path: Path) -> Non
 
 
 def recomputation_changes_nothing(rank: int, world_size: int, init_method: str) -> None:
-    from trainer.models.dense import build_model
+    from trainer.models.build import build_model
     from trainer.models.packed import PackedBatch, forward
 
     plain = build(init_method, role="policy")

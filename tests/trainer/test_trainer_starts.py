@@ -13,7 +13,8 @@ from rlframe.config.schema import LayoutConfig
 from tests.trainer.spawn import run_ranks
 from tests.trainer.tiny import TINY
 from trainer.megatron.parallel import init_parallel
-from trainer.models.hf_names import LM_HEAD, VALUE_HEAD, tensor_shapes
+from trainer.models.hf_names import LM_HEAD, VALUE_HEAD
+from trainer.models.model_names import tensor_shapes
 from trainer.models.shape import DenseShape
 
 LAYOUTS = [LayoutConfig(), LayoutConfig(tensor=2, pipeline=2)]
@@ -23,7 +24,7 @@ def loaded_and_exported(
     rank: int, world_size: int, init_method: str, *, layout: LayoutConfig, tied: bool, path: str
 ) -> dict[str, dict[str, torch.Tensor]]:
     """What policy and critic export, straight after they loaded `path`."""
-    from trainer.models.dense import build_model
+    from trainer.models.build import build_model
     from trainer.models.hf_bridge import export_hf
 
     init_parallel(
@@ -91,7 +92,7 @@ def test_a_policys_checkpoint_starts_both_roles(
 def critic_continues(rank: int, world_size: int, init_method: str, *, path: str) -> torch.Tensor:
     """The value head of a critic that starts from a critic's checkpoint; its policy is refused."""
     from rlframe.errors import UserError
-    from trainer.models.dense import build_model
+    from trainer.models.build import build_model
 
     layout = LayoutConfig()
     init_parallel(
@@ -133,7 +134,7 @@ def test_the_export_of_a_checkpoint_is_the_checkpoint(tmp_path: Path) -> None:
 
 
 def write_again(rank: int, world_size: int, init_method: str, *, path: str, target: str) -> None:
-    from trainer.models.dense import build_model
+    from trainer.models.build import build_model
     from trainer.weights import write_checkpoint
 
     config = TINY | {"tie_word_embeddings": False}

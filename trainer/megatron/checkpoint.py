@@ -32,7 +32,7 @@ from torch.distributed.checkpoint.api import CheckpointException
 from rlframe.errors import RunError, UserError
 from trainer.megatron import optimizer_state
 from trainer.megatron.checkpoint_writer import DirectWriter
-from trainer.models.dense_model import DenseModel
+from trainer.models.language_model import LanguageModel
 from trainer.weights import replace_directory
 
 ROLE_FILE = "role.json"
@@ -59,7 +59,7 @@ class RoleFile:
 class Trained:
     """The parts of a rank that a checkpoint holds."""
 
-    model: DenseModel
+    model: LanguageModel
     """The model itself, without the data-parallel wrapper."""
     optimizer: MegatronOptimizer
 

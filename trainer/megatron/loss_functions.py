@@ -11,7 +11,7 @@ from trainer.losses.sft import sft_loss
 from trainer.losses.value import value_loss
 from trainer.megatron.micro_batch import MicroBatch
 from trainer.megatron.passes import LossFunction
-from trainer.models.dense_model import DenseModel
+from trainer.models.language_model import LanguageModel
 from trainer.objective import Objective, PolicyObjective, SftObjective, ValueObjective
 
 
@@ -21,7 +21,7 @@ class Losses:
     A policy's outputs are logits [P, vocabulary columns of this rank], a critic's are values [P].
     """
 
-    def __init__(self, model: DenseModel, objective: Objective) -> None:
+    def __init__(self, model: LanguageModel, objective: Objective) -> None:
         self._objective = objective
         self._first_column = model.vocab_range[0]
         self._temperature = objective.temperature if isinstance(objective, PolicyObjective) else 1.0

@@ -20,7 +20,7 @@ from trainer.defaults import ddp_defaults
 from trainer.megatron import optimizer_state
 from trainer.megatron.learning_rate import learning_rate
 from trainer.megatron.options import from_options
-from trainer.models.dense_model import DenseModel
+from trainer.models.language_model import LanguageModel
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +33,7 @@ class StepOutcome:
     """False: the gradients were not finite, and the weights are what they were."""
 
 
-def wrap_model(model: DenseModel, config: RoleConfig, *, role: str) -> DistributedDataParallel:
+def wrap_model(model: LanguageModel, config: RoleConfig, *, role: str) -> DistributedDataParallel:
     """The model with gradient buffers that are summed (not averaged) over data-parallel ranks.
 
     Sums, because every loss is divided by the actions of the whole mini-batch before it gets here:

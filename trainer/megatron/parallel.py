@@ -28,16 +28,17 @@ def init_parallel(
     No second set of gloo groups is made beside NCCL (`get_megatron_optimizer(...,
     use_gloo_process_groups=False)`).
 
-    `rank` counts within the role: tensor-parallel neighbours are next to each other, then data, then
-    pipeline. `init_method` is `tcp://host:port` of rank 0. NCCL on CUDA, gloo on the CPU (where
+    `rank` counts within the role: tensor-parallel neighbours are next to each other, then context, then
+    data, then pipeline. Experts are spread over the ranks of a stage, expert-parallel neighbours next to
+    each other. `init_method` is `tcp://host:port` of rank 0. NCCL on CUDA, gloo on the CPU (where
     `platform.install` is called first). A collective that takes longer than `timeout_s` raises.
     Raises UserError if the layout does not make `world_size` ranks.
     """
     device = torch.device(device)
     if layout.world_size != world_size:
         raise UserError(
-            f"layout data={layout.data} x tensor={layout.tensor} x pipeline={layout.pipeline} makes "
-            f"{layout.world_size} ranks, but {world_size} were started."
+            f"layout data={layout.data} x tensor={layout.tensor} x context={layout.context} x "
+            f"pipeline={layout.pipeline} makes {layout.world_size} ranks, but {world_size} were started."
         )
     platform.install(str(device))
     # Megatron overlaps tensor-parallel collectives by this; it must be set before CUDA starts.
@@ -61,6 +62,12 @@ def _make_groups(layout: LayoutConfig, timeout_s: float) -> None:
     parallel_state.initialize_model_parallel(
         tensor_model_parallel_size=layout.tensor,
         pipeline_model_parallel_size=layout.pipeline,
+        virtual_pipeline_model_parallel_size=(
+            layout.virtual_pipeline if layout.virtual_pipeline > 1 else None
+        ),
+        context_parallel_size=layout.context,
+        expert_model_parallel_size=layout.expert,
+        expert_tensor_parallel_size=1,
         distributed_timeout_minutes=timeout_s / 60,  # a fraction is fine: it makes a timedelta
         create_gloo_process_groups=False,
     )

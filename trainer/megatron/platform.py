@@ -208,6 +208,39 @@ def _with_cuda_type_names(build: Callable[..., None]) -> Callable[..., None]:
     return build_with_cuda_type_names
 
 
+def expert_dispatch_needs_no_stream() -> None:
+    """A CUDA stream that carries token counts to the host, where the collectives want them as numbers.
+
+    `transformer/moe/token_dispatcher.py`: `MoEAlltoAllTokenDispatcher.__init__` makes the stream, and
+    `_maybe_dtoh_and_synchronize` copies on it.
+    """
+    dispatcher: Any = importlib.import_module("megatron.core.transformer.moe.token_dispatcher")
+    all_to_all = dispatcher.MoEAlltoAllTokenDispatcher
+    all_to_all.cuda_dtoh_stream = "none on a CPU"
+    all_to_all._maybe_dtoh_and_synchronize = _counts_as_numbers
+
+
+def _counts_as_numbers(
+    self: Any, point: str, tokens_per_expert: torch.Tensor | None = None
+) -> torch.Tensor | None:
+    if point == self.cuda_dtoh_point:
+        for name in ("input_splits", "output_splits"):
+            splits = vars(self)[name]
+            vars(self)[name] = splits.tolist() if isinstance(splits, torch.Tensor) else splits
+    return tokens_per_expert
+
+
+def router_has_no_fused_product() -> None:
+    """The router's product asks for a function of Transformer Engine that is only imported with it.
+
+    `transformer/moe/moe_utils.py`: `RouterGatingLinearFunction` reads `te_general_gemm`, unbound without
+    Transformer Engine; None makes it take torch's product.
+    """
+    moe_utils: Any = importlib.import_module("megatron.core.transformer.moe.moe_utils")
+    if not moe_utils.HAVE_TE:
+        moe_utils.te_general_gemm = None
+
+
 PATCHES: tuple[Patch, ...] = (
     current_device_is_the_cpu,
     synchronize_has_nothing_to_wait_for,
@@ -216,4 +249,6 @@ PATCHES: tuple[Patch, ...] = (
     rng_tracker_uses_the_cpu_generator,
     clipping_takes_cpu_gradients,
     optimizers_know_cpu_tensors,
+    expert_dispatch_needs_no_stream,
+    router_has_no_fused_product,
 )

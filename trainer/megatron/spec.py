@@ -46,7 +46,14 @@ class RankSpec:
     @property
     def layout(self) -> dict[str, int]:
         layout = self.config.layout
-        return {"data": layout.data, "tensor": layout.tensor, "pipeline": layout.pipeline}
+        sizes = {"data": layout.data, "tensor": layout.tensor, "pipeline": layout.pipeline}
+        rarer = {
+            "context": layout.context,
+            "expert": layout.expert,
+            "virtual_pipeline": layout.virtual_pipeline,
+        }
+        # Left out where they are 1, as in checkpoints from before they were there.
+        return sizes | {name: size for name, size in rarer.items() if size > 1}
 
 
 @dataclass(frozen=True, slots=True)

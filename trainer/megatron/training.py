@@ -26,7 +26,7 @@ from trainer.megatron.optimizer import guarded_step, make_optimizer, set_learnin
 from trainer.megatron.passes import forward_backward, forward_only
 from trainer.megatron.shard import RowShard
 from trainer.megatron.spec import RankInfo, RankSpec
-from trainer.models.dense import build_model
+from trainer.models.build import build_model
 from trainer.models.transformer import DTYPES
 from trainer.shared_tensors import TensorSharer
 from trainer.weights import WeightPublisher, write_checkpoint

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import struct
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -65,19 +65,35 @@ class HfCheckpoint:
             if self._file_of.get(name) != self.directory / file:
                 raise UserError(f"{index}: tensor '{name}' should be in {file}, and is not.")
 
-    def check(self, expected: Mapping[str, tuple[int, ...]], *, unused: frozenset[str]) -> None:
-        """Raises UserError unless exactly the `expected` tensors are here, beside `unused` ones."""
+    def check(
+        self,
+        expected: Mapping[str, tuple[int, ...]],
+        *,
+        unused: frozenset[str],
+        why_not: Callable[[str], str] = lambda name: "",
+    ) -> None:
+        """Raises UserError unless exactly the `expected` tensors are here, beside `unused` ones.
+
+        The message names every tensor that does not fit, one a line; `why_not(name)` may say why one has
+        no place.
+        """
+        wrong = []
         for name, shape in expected.items():
             if name not in self.shapes:
-                raise UserError(f"{self.where}: tensor '{name}' is missing.")
-            if self.shapes[name] != shape:
-                raise UserError(
+                wrong.append(f"{self.where}: tensor '{name}' is missing.")
+            elif self.shapes[name] != shape:
+                wrong.append(
                     f"{self._file_of[name]}: tensor '{name}' has shape {list(self.shapes[name])}; "
                     f"the model's config makes it {list(shape)}."
                 )
         for name, file in self._file_of.items():
             if name not in expected and name not in unused:
-                raise UserError(f"{file}: tensor '{name}' has no place in this model.")
+                wrong.append(f"{file}: tensor '{name}' has no place in this model.{why_not(name)}")
+        if wrong:
+            raise UserError("\n".join(wrong))
+
+    def file_of(self, name: str) -> Path:
+        return self._file_of[name]
 
     def read(self, name: str) -> Tensor:
         """One whole tensor."""

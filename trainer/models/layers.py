@@ -60,6 +60,22 @@ class _RMSNormOnCpu(torch.autograd.Function):
         return dx.to(x.dtype), dw.to(weight.dtype), None
 
 
+class ReplicatedLinear(torch.nn.Module):
+    """x W^T without bias, the same on every tensor-parallel rank.
+
+    With sequence parallelism each rank sees a part of the tokens, so the weight is marked for the
+    gradient all-reduce in `finalize_model_grads`.
+    """
+
+    def __init__(self, config: TransformerConfig, inputs: int, outputs: int) -> None:
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.empty(outputs, inputs, dtype=config.params_dtype))
+        self.weight.sequence_parallel = config.sequence_parallel  # type: ignore[attr-defined]
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(x, self.weight)
+
+
 class SwiGlu(torch.nn.Module):
     """silu(gate) * up, of [..., 2 * ffn] with the gate in the first half."""
 

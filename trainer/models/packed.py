@@ -1,13 +1,13 @@
 """Packed variable-length sequences: one micro-batch is one row of all its tokens, without padding.
 
 The row travels through Megatron's GPTModel as `packed_seq_params`. Megatron only asks it for its
-`qkv_format`; `PackedAttention` reads the rest: where sequences begin (`cu_seqlens`), how they are
-grouped into blocks, and the rotary angles of each position.
+`qkv_format`; attention reads the rest: where sequences begin (`cu_seqlens`), how they are grouped into
+blocks, the rotary angles of each position, and, for sparse attention, the ids of this micro-batch.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -16,6 +16,9 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
+
+from trainer.models.context import ALONE, ContextRank
+from trainer.models.shared_ids import SharedIds
 
 PADDING_TOKEN = 0
 
@@ -43,6 +46,9 @@ class PackedBatch:
     Example: rows [[5, 6, 7], [8, 9]] give token_ids [5, 6, 7, 8, 9], positions [0, 1, 2, 0, 1],
     cu_seqlens [0, 3, 5], max_length 3. A last sequence of padding tokens may follow, so that T is a
     multiple of the tensor-parallel size; `num_tokens` does not count it.
+
+    With context parallelism a rank has T of the row's tokens (`rows` says which); `cu_seqlens`,
+    `max_length` and `num_tokens` are of the whole row.
     """
 
     token_ids: Tensor  # [T] int64
@@ -50,7 +56,15 @@ class PackedBatch:
     cu_seqlens: Tensor  # [n + 1] int32
     max_length: int
     num_tokens: int
-    output_positions: Tensor | None = None  # [P] int64; None: every position
+    output_positions: Tensor | None = (
+        None  # [P] int64, indices into this rank's; None: every position
+    )
+    context: ContextRank = ALONE
+    given_ids: Mapping[int, Tensor] = field(default_factory=dict)
+    """Per layer (0-based) that owns an indexer: the ids to use instead of its choice, [T, k] int32, numbers
+    of rows of the whole packed row, -1 where there is none. For replaying an engine's."""
+    shared_ids: dict[int, SharedIds] = field(default_factory=dict, repr=False)
+    """Per part of this rank's pipeline stage: the ids chosen in this micro-batch, while they are needed."""
     qkv_format: str = "packed"
     """Not Megatron's `thd`, which would loop over the sequences in Python."""
     _rotations: dict[tuple[int, float, torch.dtype], tuple[Tensor, Tensor]] = field(
@@ -65,14 +79,17 @@ class PackedBatch:
         multiple_of: int = 1,
         output_positions: npt.NDArray[np.integer[Any]] | None = None,
         device: torch.device | str = "cpu",
+        context: ContextRank = ALONE,
     ) -> PackedBatch:
         """Pack token ids. No rows at all make one sequence of padding.
 
         `multiple_of`: the tensor-parallel size with sequence parallelism. `output_positions`: indices
-        into the packed row where logits or values are wanted; all positions if None.
+        into the packed row where logits or values are wanted, all on this context-parallel rank; all
+        positions if None.
         """
         lengths = [len(row) for row in rows if len(row)]
         num_tokens = sum(lengths)
+        multiple_of *= context.parts
         padding = -num_tokens % multiple_of if num_tokens else multiple_of
         ids = np.full(num_tokens + padding, PADDING_TOKEN, dtype=np.int64)
         if num_tokens:
@@ -81,9 +98,13 @@ class PackedBatch:
             lengths.append(padding)
         starts = np.concatenate(([0], np.cumsum(lengths)))
         positions = np.arange(len(ids)) - np.repeat(starts[:-1], lengths)
+        own = context.rows(len(ids))
+        if output_positions is not None:
+            output_positions = np.searchsorted(own, output_positions)
         return cls(
-            token_ids=torch.from_numpy(ids).to(device),
-            positions=torch.from_numpy(positions).to(device),
+            token_ids=torch.from_numpy(ids[own]).to(device),
+            positions=torch.from_numpy(positions[own]).to(device),
+            context=context,
             cu_seqlens=torch.from_numpy(starts.astype(np.int32)).to(device),
             max_length=max(lengths),
             num_tokens=num_tokens,
@@ -100,6 +121,27 @@ class PackedBatch:
         starts = self.cu_seqlens.cpu().numpy().astype(np.int64)
         return _blocks(starts[:-1], np.diff(starts), self.token_ids.device)
 
+    @cached_property
+    def rows(self) -> Tensor:
+        """[T] int64: which of the whole row's tokens this rank has, ascending."""
+        total = len(self.token_ids) * self.context.size
+        return torch.from_numpy(self.context.rows(total)).to(self.token_ids.device)
+
+    @cached_property
+    def order(self) -> Tensor | None:
+        """Where each token of the whole row stands when context-parallel ranks' are put end to end."""
+        if self.context.size == 1:
+            return None
+        order = self.context.order(len(self.token_ids) * self.context.size)
+        return torch.from_numpy(order).to(self.token_ids.device)
+
+    def angles(self, dim: int, theta: float) -> tuple[Tensor, Tensor]:
+        """cos, sin, float32 [T, dim / 2], of the rotary embedding of pairs; made once for all layers."""
+        key = (-dim, theta, torch.float32)
+        if key not in self._rotations:
+            self._rotations[key] = pair_angles(self.positions, dim, theta)
+        return self._rotations[key]
+
     def rotation(self, head_dim: int, theta: float, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """cos, sin [T, 1, head_dim] of the rotary embedding; made once for all layers.
 
@@ -113,9 +155,9 @@ class PackedBatch:
 
 
 def forward(model: torch.nn.Module, packed: PackedBatch) -> Tensor:
-    """One forward pass of a `DenseModel`, bare or wrapped (DDP).
+    """One forward pass of a `LanguageModel`, bare or wrapped (DDP).
 
-    Policy: logits [P, vocabulary columns of this rank] (`DenseModel.vocab_range`); critic: float32
+    Policy: logits [P, vocabulary columns of this rank] (`LanguageModel.vocab_range`); critic: float32
     values [P]; P = `packed.output_positions`, else all T. On a pipeline stage that is not the last:
     hidden states [T, 1, hidden] (T / tensor with sequence parallelism), which
     `get_forward_backward_func` sends on. All pipeline stages get the same `packed`.
@@ -126,6 +168,14 @@ def forward(model: torch.nn.Module, packed: PackedBatch) -> Tensor:
         attention_mask=None,
         packed_seq_params=packed,
     )
+
+
+def pair_angles(positions: Tensor, dim: int, theta: float) -> tuple[Tensor, Tensor]:
+    """cos, sin [..., dim / 2] of p * theta^(-2i / dim), in float32, as in transformers."""
+    exponents = torch.arange(0, dim, 2, dtype=torch.int64, device=positions.device).float()
+    frequencies = 1.0 / (theta ** (exponents / dim))
+    angles = positions.unsqueeze(-1).float() * frequencies
+    return angles.cos(), angles.sin()
 
 
 def _rotation(

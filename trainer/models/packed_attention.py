@@ -44,43 +44,54 @@ class PackedAttention(torch.nn.Module):
         q, k, v = query.squeeze(1), key.squeeze(1), value.squeeze(1)
         cos, sin = packed.rotation(q.shape[-1], self.rope_theta, q.dtype)
         q, k = (_Rotate.apply(x, cos, sin) for x in (q, k))  # type: ignore[no-untyped-call]
-        has_kernel = q.is_cuda and q.dtype in (torch.bfloat16, torch.float16)
-        out = (self._varlen if has_kernel else self._blocks)(q, k, v, packed)
+        out = causal_attention(q, k, v, packed, scale=self.scale)
         return out.reshape(out.shape[0], 1, -1)
 
-    def _varlen(self, q: Tensor, k: Tensor, v: Tensor, packed: PackedBatch) -> Tensor:
-        from torch.nn.attention.varlen import varlen_attn
 
-        ends, longest = packed.cu_seqlens, packed.max_length
-        out = varlen_attn(
-            q,
-            k,
-            v,
-            ends,
-            ends,
-            longest,
-            longest,
-            scale=self.scale,
-            window_size=(-1, 0),
+def causal_attention(
+    q: Tensor, k: Tensor, v: Tensor, packed: PackedBatch, *, scale: float | None
+) -> Tensor:
+    """[T, heads, dim] of queries, keys and values (of fewer heads, where queries share them) -> [T, heads,
+    dim of values]. `scale` None: dim^-1/2."""
+    has_kernel = q.is_cuda and q.dtype in (torch.bfloat16, torch.float16)
+    attend = _varlen if has_kernel and q.shape[-1] == v.shape[-1] else _by_blocks
+    return attend(q, k, v, packed, scale)
+
+
+def _varlen(q: Tensor, k: Tensor, v: Tensor, packed: PackedBatch, scale: float | None) -> Tensor:
+    from torch.nn.attention.varlen import varlen_attn
+
+    ends, longest = packed.cu_seqlens, packed.max_length
+    out = varlen_attn(
+        q,
+        k,
+        v,
+        ends,
+        ends,
+        longest,
+        longest,
+        scale=scale,
+        window_size=(-1, 0),
+        enable_gqa=q.shape[1] != k.shape[1],
+    )
+    assert isinstance(out, Tensor)  # a pair only where auxiliary outputs are asked for
+    return out
+
+
+def _by_blocks(q: Tensor, k: Tensor, v: Tensor, packed: PackedBatch, scale: float | None) -> Tensor:
+    blocks = packed.blocks
+    outs = []
+    for qb, kb, vb in zip(*(_to_blocks(x, blocks) for x in (q, k, v)), strict=True):
+        out = F.scaled_dot_product_attention(
+            qb.transpose(1, 2),
+            kb.transpose(1, 2),
+            vb.transpose(1, 2),
+            is_causal=True,
+            scale=scale,
             enable_gqa=q.shape[1] != k.shape[1],
         )
-        assert isinstance(out, Tensor)  # a pair only where auxiliary outputs are asked for
-        return out
-
-    def _blocks(self, q: Tensor, k: Tensor, v: Tensor, packed: PackedBatch) -> Tensor:
-        blocks = packed.blocks
-        outs = []
-        for qb, kb, vb in zip(*(_to_blocks(x, blocks) for x in (q, k, v)), strict=True):
-            out = F.scaled_dot_product_attention(
-                qb.transpose(1, 2),
-                kb.transpose(1, 2),
-                vb.transpose(1, 2),
-                is_causal=True,
-                scale=self.scale,
-                enable_gqa=q.shape[1] != k.shape[1],
-            )
-            outs.append(out.transpose(1, 2))
-        return _from_blocks(outs, blocks)
+        outs.append(out.transpose(1, 2))
+    return _from_blocks(outs, blocks)
 
 
 class _Rotate(torch.autograd.Function):

@@ -57,6 +57,17 @@ class DenseShape:
     def check_layout(self, layout: LayoutConfig, role: str) -> None:
         """Raises UserError if the sizes do not divide over the ranks."""
         for name, size in (
+            ("context", layout.context),
+            ("expert", layout.expert),
+            ("virtual_pipeline", layout.virtual_pipeline),
+            ("pipeline_layers", len(layout.pipeline_layers) + 1),
+        ):
+            if size > 1:
+                raise UserError(
+                    f"trainer.{role}.layout.{name} is for models of type glm_moe_dsa; this one can be "
+                    "split by data, tensor and pipeline."
+                )
+        for name, size in (
             ("num_attention_heads", self.heads),
             ("num_key_value_heads", self.kv_heads),
             ("intermediate_size", self.ffn_size),

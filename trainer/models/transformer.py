@@ -19,21 +19,25 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
 def transformer_config(
-    shape: DenseShape,
+    fields: Mapping[str, Any],
     *,
     layout: LayoutConfig,
     dtype: str,
     passed: Mapping[str, Any],
     role: str,
 ) -> TransformerConfig:
-    """The config of one role's model. `passed` are fields of TransformerConfig by their own names.
+    """The config of one role's model: what its family fixes (`fields`), its layout, and `passed`, fields
+    of TransformerConfig by their own names.
 
     Raises UserError for a field that does not exist, that follows from another key, or that this model
     fixes, and with Megatron's own words for a value that it refuses.
     """
     _check_passed(passed, role)
     values = (
-        dict(defaults.TRANSFORMER) | _read_dtypes(passed) | _fixed(shape, layout, DTYPES[dtype])
+        dict(defaults.TRANSFORMER)
+        | _read_dtypes(passed)
+        | _common(layout, DTYPES[dtype])
+        | dict(fields)
     )
     try:
         return TransformerConfig(**values)
@@ -63,7 +67,8 @@ def _read_dtypes(passed: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _fixed(shape: DenseShape, layout: LayoutConfig, dtype: torch.dtype) -> dict[str, Any]:
+def dense_fields(shape: DenseShape) -> dict[str, Any]:
+    """What a Qwen3-type model fixes."""
     return {
         "num_layers": shape.layers,
         "hidden_size": shape.hidden_size,
@@ -73,17 +78,26 @@ def _fixed(shape: DenseShape, layout: LayoutConfig, dtype: torch.dtype) -> dict[
         "kv_channels": shape.head_dim,
         "layernorm_epsilon": shape.norm_eps,
         "init_method_std": shape.init_std,
+        "qk_layernorm": True,
+    }
+
+
+def _common(layout: LayoutConfig, dtype: torch.dtype) -> dict[str, Any]:
+    return {
         "add_qkv_bias": False,
         "activation_func": torch.nn.functional.silu,
         "normalization": "RMSNorm",
         "gated_linear_unit": True,
         "add_bias_linear": False,
-        "qk_layernorm": True,
         # Not Transformer Engine's: the switch makes Megatron's MLP call the layer spec's own module.
         "use_te_activation_func": True,
         "attention_dropout": 0.0,
         "tensor_model_parallel_size": layout.tensor,
         "pipeline_model_parallel_size": layout.pipeline,
+        "context_parallel_size": layout.context,
+        "virtual_pipeline_model_parallel_size": (
+            layout.virtual_pipeline if layout.virtual_pipeline > 1 else None
+        ),
         "sequence_parallel": layout.sequence_parallel,
         "params_dtype": dtype,
         "pipeline_dtype": dtype,

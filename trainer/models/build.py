@@ -1,0 +1,111 @@
+"""Building one role's model on one rank, of whichever family its config names."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from rlframe.config.schema import LayoutConfig
+from rlframe.model_shapes.glm import MODEL_TYPE as GLM
+from rlframe.model_shapes.glm import GlmShape
+from rlframe.model_shapes.glm_layout import check_layout, glm_chunks
+from rlframe.model_shapes.pipeline import Chunk, chunks_of
+from trainer.models.dense_model import dense_specs
+from trainer.models.glm.config import glm_fields
+from trainer.models.glm.model import GlmModel
+from trainer.models.hf_bridge import init_random, load_hf
+from trainer.models.language_model import LanguageModel, Role
+from trainer.models.shape import DenseShape
+from trainer.models.transformer import dense_fields, transformer_config
+
+
+def build_model(
+    *,
+    hf_config: Mapping[str, Any],
+    layout: LayoutConfig,
+    transformer: Mapping[str, Any],
+    role: Role,
+    dtype: str,
+    device: torch.device | str,
+    seed: int,
+    path: str = "",
+) -> LanguageModel:
+    """This rank's part of the model: `build_chunks`' only one. Virtual pipelining has several."""
+    (model,) = build_chunks(
+        hf_config=hf_config,
+        layout=layout,
+        transformer=transformer,
+        role=role,
+        dtype=dtype,
+        device=device,
+        seed=seed,
+        path=path,
+    )
+    assert isinstance(model, LanguageModel)
+    return model
+
+
+def build_chunks(
+    *,
+    hf_config: Mapping[str, Any],
+    layout: LayoutConfig,
+    transformer: Mapping[str, Any],
+    role: Role,
+    dtype: str,
+    device: torch.device | str,
+    seed: int,
+    path: str = "",
+) -> torch.nn.ModuleList:
+    """This rank's `LanguageModel` chunks, filled from the checkpoint at `path` or, without one, at random.
+
+    `hf_config` is a transformers config of type `qwen3` or `glm_moe_dsa`; `transformer` passes fields of
+    Megatron's TransformerConfig through. Random weights follow from `seed` and the tensors' Hugging Face
+    names, so they are the same for every layout. `trainer.megatron.parallel.init_parallel` comes first.
+    Raises UserError for a config, a layout, a pass-through field or a checkpoint that does not fit.
+    """
+    make = _make_glm if hf_config.get("model_type") == GLM else _make_dense
+    model = make(hf_config, layout, transformer, role, dtype)
+    if path:
+        load_hf(model, path, seed=seed)
+    else:
+        init_random(model, seed=seed)
+    model.to(device)
+    return model
+
+
+def _make_dense(
+    hf_config: Mapping[str, Any],
+    layout: LayoutConfig,
+    transformer: Mapping[str, Any],
+    role: Role,
+    dtype: str,
+) -> torch.nn.ModuleList:
+    shape = DenseShape.from_hf(hf_config)
+    shape.check_layout(layout, role)
+    fields = dense_fields(shape)
+    config = transformer_config(fields, layout=layout, dtype=dtype, passed=transformer, role=role)
+    chunks = chunks_of([shape.layers // layout.pipeline] * layout.pipeline)
+    specs = dense_specs(shape, layers=shape.layers // layout.pipeline)
+    return torch.nn.ModuleList([LanguageModel(config, shape, specs, role=role, chunks=chunks)])
+
+
+def _make_glm(
+    hf_config: Mapping[str, Any],
+    layout: LayoutConfig,
+    transformer: Mapping[str, Any],
+    role: Role,
+    dtype: str,
+) -> torch.nn.ModuleList:
+    shape = GlmShape.from_hf(hf_config)
+    check_layout(shape, layout, key=f"trainer.{role}.layout")
+    chunks: tuple[Chunk, ...] = glm_chunks(shape, layout)
+    fields = glm_fields(shape, chunks, expert_ranks=layout.expert)
+    config = transformer_config(fields, layout=layout, dtype=dtype, passed=transformer, role=role)
+    return torch.nn.ModuleList(
+        [
+            GlmModel(config, shape, role=role, chunks=chunks, part=part)
+            for part in range(layout.virtual_pipeline)
+        ]
+    )
