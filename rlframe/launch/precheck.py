@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from rlframe.config.check_model import model_shape
 from rlframe.config.schema import RunConfig
-from rlframe.model_shapes import glm
+from rlframe.model_shapes.dense import DenseShape
+from rlframe.model_shapes.family import read_shape
 
 
 def precheck(config: RunConfig) -> None:
@@ -16,14 +17,11 @@ def precheck(config: RunConfig) -> None:
     from envs.registry import make_source
     from envs.source_check import check_source
     from rlframe.launch.black_box import black_box_spec
-    from trainer.models.shape import DenseShape
 
     described = model_shape(config.model)
     if config.model.path or "vocab_size" in described:
-        if described["model_type"] == glm.MODEL_TYPE:
-            glm.GlmShape.from_hf(described)  # its layout was checked with the rest of the keys
-        else:
-            shape = DenseShape.from_hf(described)
+        shape = read_shape(described)
+        if isinstance(shape, DenseShape):  # GLM's layout was checked with the rest of the keys
             shape.check_layout(config.trainer.policy.layout, "policy")
     env = config.env
     source = make_source(env.name, env.args, seed=env.seed, held_out=env.held_out)

@@ -15,12 +15,12 @@ from safetensors.torch import load_file, save_file
 
 from rlframe.config.schema import LayoutConfig
 from rlframe.errors import UserError
+from rlframe.model_shapes.dense import DenseShape
 from rlframe.model_shapes.pipeline import chunks_of
 from tests.trainer.tiny import TINY
 from trainer.models.hf_files import HfCheckpoint
 from trainer.models.hf_names import cut, join, part_shape
 from trainer.models.model_names import chunk_entries, tensor_shapes
-from trainer.models.shape import DenseShape
 
 SHAPE = DenseShape.from_hf(TINY)
 EXPECTED = tensor_shapes(SHAPE, role="policy")
@@ -36,8 +36,8 @@ def test_rope_theta_is_read_where_old_and_new_checkpoints_keep_it() -> None:
     ("change", "said"),
     [
         ({"model_type": "qwen"}, "model type 'qwen' .*Did you mean 'qwen3'"),
-        ({"hidden_size": None}, "hidden_size must be a positive integer, not None"),
-        ({"num_hidden_layers": "4"}, "num_hidden_layers must be a positive integer, not '4'"),
+        ({"hidden_size": None}, "hidden_size must be an integer of 1 or more, not None"),
+        ({"num_hidden_layers": "4"}, "num_hidden_layers must be an integer of 1 or more, not '4'"),
         ({"attention_bias": True}, "attention_bias"),
         ({"use_sliding_window": True}, "use_sliding_window"),
         ({"rope_parameters": {"rope_type": "yarn", "factor": 4.0}}, "rope_type"),

@@ -10,12 +10,12 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from rlframe.config.schema import LayoutConfig
+from rlframe.model_shapes.dense import DenseShape
 from tests.trainer.spawn import run_ranks
 from tests.trainer.tiny import TINY
 from trainer.megatron.parallel import init_parallel
 from trainer.models.hf_names import LM_HEAD, VALUE_HEAD
 from trainer.models.model_names import tensor_shapes
-from trainer.models.shape import DenseShape
 
 LAYOUTS = [LayoutConfig(), LayoutConfig(tensor=2, pipeline=2)]
 

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from rlframe.config.schema import LayoutConfig
+from rlframe.model_shapes.dense import DenseShape
 from rlframe.model_shapes.glm import MODEL_TYPE as GLM
 from rlframe.model_shapes.glm import GlmShape
 from rlframe.model_shapes.glm_layout import check_layout, glm_chunks
@@ -17,7 +18,6 @@ from trainer.models.glm.config import glm_fields
 from trainer.models.glm.model import GlmModel
 from trainer.models.hf_bridge import init_random, load_hf
 from trainer.models.language_model import LanguageModel, Role
-from trainer.models.shape import DenseShape
 from trainer.models.transformer import dense_fields, transformer_config
 
 

@@ -13,9 +13,9 @@ from megatron.core.transformer.spec_utils import ModuleSpec
 from megatron.core.transformer.transformer_block import TransformerBlockSubmodules
 from megatron.core.transformer.transformer_layer import TransformerLayer, TransformerLayerSubmodules
 
+from rlframe.model_shapes.dense import DenseShape
 from trainer.models.layers import RMSNorm, SwiGlu
 from trainer.models.packed_attention import PackedAttention
-from trainer.models.shape import DenseShape
 
 
 def dense_specs(shape: DenseShape, *, layers: int) -> TransformerBlockSubmodules:

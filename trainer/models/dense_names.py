@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from rlframe.model_shapes.dense import DenseShape
 from trainer.models.hf_names import Cut, Entry
-from trainer.models.shape import DenseShape
 
 
 def dense_layer_entries(shape: DenseShape, *, prefix: str, layer: int) -> tuple[Entry, ...]:

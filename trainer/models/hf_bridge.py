@@ -13,10 +13,11 @@ from megatron.core import parallel_state
 from torch import Tensor
 
 from rlframe.errors import UserError
+from rlframe.model_shapes.family import ModelShape
 from trainer.models.hf_files import HfCheckpoint
 from trainer.models.hf_names import LM_HEAD, VALUE_HEAD, Cut, Entry, Size, cut, join, part_shape
 from trainer.models.language_model import LanguageModel, model_chunks
-from trainer.models.model_names import ModelShape, chunk_entries, tensor_shapes, why_not
+from trainer.models.model_names import chunk_entries, tensor_shapes, why_not
 
 VALUE_HEAD_SCALE = 0.1
 """A new value head's values have about this standard deviation (its inputs have unit RMS)."""

@@ -20,8 +20,8 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor
 
 from rlframe.errors import UserError
+from rlframe.model_shapes.family import ModelShape
 from rlframe.model_shapes.pipeline import Chunk
-from trainer.models.model_names import ModelShape
 from trainer.models.packed import PackedBatch
 
 Role = Literal["policy", "critic"]

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import re
 
+from rlframe.model_shapes.family import ModelShape
 from rlframe.model_shapes.glm import GlmShape
 from rlframe.model_shapes.pipeline import Chunk, whole
 from trainer.models.dense_names import dense_layer_entries
 from trainer.models.glm.names import glm_layer_entries
 from trainer.models.hf_names import EMBEDDING, LM_HEAD, VALUE_HEAD, Cut, Entry, Size
-from trainer.models.shape import DenseShape
-
-ModelShape = DenseShape | GlmShape
 
 
 def chunk_entries(

@@ -12,8 +12,8 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 from rlframe.config.owned import TRANSFORMER, TRANSFORMER_FIXED
 from rlframe.config.schema import LayoutConfig
 from rlframe.errors import UserError, nearest
+from rlframe.model_shapes.dense import DenseShape
 from trainer import defaults
-from trainer.models.shape import DenseShape
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 

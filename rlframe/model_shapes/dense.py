@@ -8,6 +8,7 @@ from typing import Any
 
 from rlframe.config.schema import LayoutConfig
 from rlframe.errors import UserError, nearest
+from rlframe.model_shapes.fields import positive_integer, rope_theta, rope_type
 
 SUPPORTED = ("qwen3",)
 
@@ -37,20 +38,20 @@ class DenseShape:
     def from_hf(cls, hf_config: Mapping[str, Any]) -> DenseShape:
         """Raises UserError, with the key, for a config that this model cannot express."""
         _refuse_what_is_not_built(hf_config)
-        heads = _integer(hf_config, "num_attention_heads")
-        hidden_size = _integer(hf_config, "hidden_size")
+        heads = positive_integer(hf_config, "num_attention_heads")
+        hidden_size = positive_integer(hf_config, "hidden_size")
         return cls(
-            vocab_size=_integer(hf_config, "vocab_size"),
+            vocab_size=positive_integer(hf_config, "vocab_size"),
             hidden_size=hidden_size,
-            ffn_size=_integer(hf_config, "intermediate_size"),
-            layers=_integer(hf_config, "num_hidden_layers"),
+            ffn_size=positive_integer(hf_config, "intermediate_size"),
+            layers=positive_integer(hf_config, "num_hidden_layers"),
             heads=heads,
-            kv_heads=_integer(hf_config, "num_key_value_heads", heads),
-            head_dim=_integer(hf_config, "head_dim", 128),
+            kv_heads=positive_integer(hf_config, "num_key_value_heads", heads),
+            head_dim=positive_integer(hf_config, "head_dim", 128),
             norm_eps=float(hf_config.get("rms_norm_eps", 1e-6)),
-            rope_theta=_rope_theta(hf_config),
+            rope_theta=rope_theta(hf_config),
             tied_embeddings=bool(hf_config.get("tie_word_embeddings", False)),
-            max_positions=_integer(hf_config, "max_position_embeddings", 32768),
+            max_positions=positive_integer(hf_config, "max_position_embeddings", 32768),
             init_std=float(hf_config.get("initializer_range", 0.02)),
         )
 
@@ -97,29 +98,12 @@ def _refuse_what_is_not_built(hf_config: Mapping[str, Any]) -> None:
         raise UserError(
             f"model type '{model_type}' has no Megatron definition here.{nearest(str(model_type), SUPPORTED)}"
         )
-    rope = hf_config.get("rope_parameters") or hf_config.get("rope_scaling") or {}
-    rope_type = rope.get("rope_type", rope.get("type", "default"))
     refused = {
         "attention_bias": bool(hf_config.get("attention_bias", False)),
         "use_sliding_window": bool(hf_config.get("use_sliding_window", False)),
-        "rope_parameters.rope_type": rope_type != "default",
+        "rope_parameters.rope_type": rope_type(hf_config) != "default",
         "hidden_act": hf_config.get("hidden_act", "silu") != "silu",
     }
     for key, present in refused.items():
         if present:
             raise UserError(f"model config: {key} other than Qwen3's default is not supported.")
-
-
-def _rope_theta(hf_config: Mapping[str, Any]) -> float:
-    """transformers 5 keeps it in `rope_parameters`, older checkpoints on the top level."""
-    rope = hf_config.get("rope_parameters") or {}
-    return float(rope.get("rope_theta", hf_config.get("rope_theta", 10000.0)))
-
-
-def _integer(hf_config: Mapping[str, Any], key: str, default: int | None = None) -> int:
-    value = hf_config.get(key)
-    if value is None:
-        value = default
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise UserError(f"model config: {key} must be a positive integer, not {value!r}.")
-    return value
