@@ -13,6 +13,7 @@ Writes docs/results/sparse_attention_DEVICE.json and .png.
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 import subprocess
@@ -121,7 +122,7 @@ def print_growth(points: Sequence[Point]) -> None:
     """From one length to the next: linear memory grows as the tokens do, [T, T] as their square."""
     for side in SIDES:
         mine = [p for p in points if p.side == side]
-        for short, long in zip(mine, mine[1:], strict=False):
+        for short, long in itertools.pairwise(mine):
             print(
                 f"{side:<6} x{long.tokens / short.tokens:.1f} tokens ({long.tokens:,}): "
                 f"memory x{long.peak_bytes / short.peak_bytes:.2f}"
