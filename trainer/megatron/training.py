@@ -31,6 +31,9 @@ from trainer.models.transformer import DTYPES
 from trainer.shared_tensors import TensorSharer
 from trainer.weights import WeightPublisher, write_checkpoint
 
+MTP = "mtp_"
+"""Statistics of this name are means already: over the positions that train MTP, not over actions."""
+
 
 class Training:
     """Built after `init_parallel`, on every rank of the role."""
@@ -48,8 +51,9 @@ class Training:
             device=self._device,
             seed=spec.model.seed,
             path=spec.model.path,
+            mtp=spec.config.mtp,
         )
-        self._losses = Losses(self.model, spec.objective)
+        self._losses = Losses(self.model, spec.objective, spec.config.mtp)
         self._publisher = WeightPublisher(self.model)
         self._sharer: TensorSharer | None = None
         self._wrapped = wrap_model(self.model, spec.config, role=spec.role)
@@ -90,7 +94,8 @@ class Training:
         self.model.train()
         self._wrapped.zero_grad_buffer()
         self._optimizer.zero_grad()
-        loss_function = self._losses.bind(actions)
+        self.model.synchronise_mtp()
+        loss_function = self._losses.bind(actions, batches)
         statistics = self._sum(forward_backward(self._wrapped, batches, loss_function), actions)
         lr = set_learning_rate(
             self._optimizer, self.spec.config, step=step, total_steps=self.spec.total_steps
@@ -147,7 +152,10 @@ class Training:
         total = table.sum(dim=0)
         dist.all_reduce(total, group=parallel_state.get_data_parallel_group())
         sums = dict(zip(names, total.tolist(), strict=True))
-        return {name: s if name == "loss" else s / actions for name, s in sums.items()}
+        return {
+            name: s if name == "loss" or name.startswith(MTP) else s / actions
+            for name, s in sums.items()
+        }
 
     def _agree_finite(self, statistics: Mapping[str, float]) -> bool:
         """Whether the loss is finite; pipeline stages without a loss learn it from the last."""

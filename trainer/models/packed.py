@@ -39,6 +39,14 @@ class Block:
     tokens: Tensor
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class MtpStates:
+    """Hidden states that logits are read from, on every tensor-parallel rank: K draft steps, T tokens."""
+
+    drafts: Tensor  # [K, T, hidden]; entry [k - 1, i] predicts token i + k + 1
+    targets: Tensor  # [T, hidden], after the model's last norm; no gradient
+
+
 @dataclass(eq=False)
 class PackedBatch:
     """One micro-batch of n sequences, T tokens in all.
@@ -65,6 +73,8 @@ class PackedBatch:
     of rows of the whole packed row, -1 where there is none. For replaying an engine's."""
     shared_ids: dict[int, SharedIds] = field(default_factory=dict, repr=False)
     """Per part of this rank's pipeline stage: the ids chosen in this micro-batch, while they are needed."""
+    mtp: MtpStates | None = field(default=None, repr=False)
+    """What the last forward pass in training drafted, for the loss; the last pipeline stage sets it."""
     qkv_format: str = "packed"
     """Not Megatron's `thd`, which would loop over the sequences in Python."""
     _rotations: dict[tuple[int, float, torch.dtype], tuple[Tensor, Tensor]] = field(

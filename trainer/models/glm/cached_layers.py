@@ -127,8 +127,7 @@ class CachedLayer:
         bias = self._tensors[f"{self._prefix}mlp.gate.e_score_correction_bias"]
         chosen = (scores + bias.to(z.dtype)).topk(shape.experts_per_token, dim=-1).indices
         gates = scores.gather(-1, chosen)
-        if shape.normalised_gates:
-            gates = gates / (gates.sum(-1, keepdim=True) + 1e-20)
+        gates = gates / (gates.sum(-1, keepdim=True) + 1e-20)
         gates = torch.zeros_like(scores).scatter(-1, chosen, gates * shape.routed_scale)
         out = self._swiglu(z, "mlp.shared_experts.") if shape.shared_experts else 0 * z
         for expert in range(shape.experts):
