@@ -76,21 +76,21 @@ class GlmModel(LanguageModel):
         self._receives = not shape.indexer_types[chunk.first]
         self._sends = chunk.end < shape.layers and not shape.indexer_types[chunk.end]
         self.mtp_options = mtp or MtpConfig()
-        self.mtp: MtpLayer | None = None
+        self.mtp_layer: MtpLayer | None = None
         self.mtp_embedding: MtpEmbedding | None = None
         if shape.mtp_layers and role == "policy":
             self._add_mtp(Place(shape.layers, shape.layers, part, "absorbed"), train_indexer)
 
     def _add_mtp(self, place: Place, train_indexer: bool) -> None:
         if self.chunk.is_last:
-            self.mtp = MtpLayer(
+            self.mtp_layer = MtpLayer(
                 self.config,
                 self._glm,
                 options=self.mtp_options,
                 layer_spec=glm_layer_spec(self._glm, place, train_indexer=train_indexer),
                 pg_collection=self.pg_collection,
             )
-            mark_split_weights(self.mtp)
+            mark_split_weights(self.mtp_layer)
         if self.chunk.is_last or self.chunk.is_first:
             self.mtp_embedding = MtpEmbedding(
                 self.config,
@@ -101,7 +101,7 @@ class GlmModel(LanguageModel):
             )
         if self.mtp_options.mode == "frozen_trunk":
             for name, parameter in self.named_parameters():
-                if not name.startswith("mtp."):
+                if not name.startswith("mtp_layer."):
                     parameter.requires_grad_(False)
 
     def synchronise_mtp(self) -> None:
@@ -131,10 +131,10 @@ class GlmModel(LanguageModel):
             if self.config.sequence_parallel:
                 ids = scatter_to_sequence_parallel_region(ids, group=self.pg_collection.tp)
             return with_ids(hidden_states, ids)
-        if self.mtp is not None and self.mtp_embedding is not None and self.training:
+        if self.mtp_layer is not None and self.mtp_embedding is not None and self.training:
             joint = self.mtp_options.mode == "joint"
             given = hidden_states if joint else hidden_states.detach()
-            packed.mtp = self.mtp(given, packed, self.mtp_embedding)
+            packed.mtp = self.mtp_layer(given, packed, self.mtp_embedding)
         return super()._postprocess(hidden_states, **inputs)
 
     @property

@@ -57,12 +57,12 @@ def mtp_entries(
     )
     return (
         *(
-            Entry(f"mtp.{name}.weight", (f"{theirs}{tensor}.weight",), (size,), Cut.WHOLE)
+            Entry(f"mtp_layer.{name}.weight", (f"{theirs}{tensor}.weight",), (size,), Cut.WHOLE)
             for name, tensor, size in own
         ),
         *glm_layer_entries(
             shape,
-            prefix="mtp.layer.",
+            prefix="mtp_layer.layer.",
             layer=shape.layers,
             expert_ranks=expert_ranks,
             expert_rank=expert_rank,
