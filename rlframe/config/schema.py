@@ -131,8 +131,14 @@ class RoleConfig:
         factory=dict,
         help="fields of megatron.core.distributed.DistributedDataParallelConfig, by their own names",
     )
-    mtp: MtpConfig = field(default_factory=MtpConfig)
     path: str = knob("", help="critic only: its own checkpoint; empty: start from the policy's")
+
+
+@dataclass
+class PolicyRoleConfig(RoleConfig):
+    """The policy is a role that may draft, too."""
+
+    mtp: MtpConfig = field(default_factory=MtpConfig)
 
 
 @dataclass
@@ -143,7 +149,7 @@ class TrainerConfig:
     max_tokens_per_micro_batch: int = knob(
         8192, help="hard cap of one packed micro-batch", unit="tokens", minimum=1
     )
-    policy: RoleConfig = field(default_factory=RoleConfig)
+    policy: PolicyRoleConfig = field(default_factory=PolicyRoleConfig)
     critic: RoleConfig = field(default_factory=RoleConfig)
     checkpoint_every: int = knob(
         10,

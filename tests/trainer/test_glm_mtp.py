@@ -10,12 +10,10 @@ import pytest
 import torch
 
 from rlframe.config.schema import LayoutConfig, MtpConfig
-from rlframe.errors import UserError
 from rlframe.model_shapes.glm import GlmShape
 from tests.trainer.spawn import run_ranks
 from tests.trainer.tiny_glm import TINY_GLM
 from tests.trainer.training_ranks import join_ranks
-from trainer.losses.draft_scores import complete_positions
 from trainer.models.build import build_model
 from trainer.models.glm.cached_decoding import CachedMtp, CachedTarget
 from trainer.models.hf_bridge import export_hf
@@ -31,7 +29,13 @@ def rows() -> list[Any]:
     return [np.random.default_rng(n).integers(0, 67, n) for n in LENGTHS]
 
 
-def build(mtp: MtpConfig, *, hf_config: dict[str, Any] = GLM_MTP, layout: LayoutConfig | None = None, **options: Any):
+def build(
+    mtp: MtpConfig,
+    *,
+    hf_config: dict[str, Any] = GLM_MTP,
+    layout: LayoutConfig | None = None,
+    **options: Any,
+):
     return build_model(
         hf_config=hf_config, layout=layout or LayoutConfig(), transformer=options, role="policy",
         dtype="float32", device="cpu", seed=1, mtp=mtp,
@@ -58,14 +62,20 @@ def as_served(shape: GlmShape, tensors: dict[str, torch.Tensor], tokens: torch.T
     hidden = target.forward(tokens[None], torch.arange(len(tokens))[None])[0]
     mtp = CachedMtp(shape, tensors, batch=count, capacity=len(tokens))
     for i in range(len(tokens) - 1):
-        mtp.extend(tokens[i + 1].expand(count, 1), hidden[i].expand(count, 1, -1), torch.full((count, 1), i))
+        mtp.extend(
+            tokens[i + 1].expand(count, 1),
+            hidden[i].expand(count, 1, -1),
+            torch.full((count, 1), i),
+        )
     drafts = [mtp.begin(torch.arange(count) + 1)]
     for k in range(2, steps + 1):
         drafts.append(mtp.step(tokens[k : k + count]))
     return hidden, torch.stack(drafts)
 
 
-def differences(rank: int, world_size: int, init_method: str, *, wide: bool, share: bool, positions: str):
+def differences(
+    rank: int, world_size: int, init_method: str, *, wide: bool, share: bool, positions: str
+):
     """Largest difference of the target's hidden states, and of each step's, over all documents."""
     join_ranks(rank, world_size, init_method, LayoutConfig())
     hf_config = GLM_MTP | {"index_share_for_mtp_iteration": share}
@@ -81,9 +91,14 @@ def differences(rank: int, world_size: int, init_method: str, *, wide: bool, sha
     start = 0
     for sequence in rows():
         end = start + len(sequence)
-        hidden, served = as_served(GlmShape.from_hf(hf_config), tensors, torch.from_numpy(sequence), STEPS)
+        hidden, served = as_served(
+            GlmShape.from_hf(hf_config), tensors, torch.from_numpy(sequence), STEPS
+        )
         trained = drafts[:, start : end - STEPS - 1]
-        found = [(hidden - targets[start:end]).abs().max(), *(served - trained).abs().flatten(1).max(1).values]
+        found = [
+            (hidden - targets[start:end]).abs().max(),
+            *(served - trained).abs().flatten(1).max(1).values,
+        ]
         worst = torch.maximum(worst, torch.stack(found).double())
         start = end
     return worst.tolist()

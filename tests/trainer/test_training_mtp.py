@@ -56,9 +56,7 @@ def learn(
 
     join_ranks(rank, world_size, init_method, layout)
     more = {} if optimizer is None else {"optimizer": optimizer}
-    spec = rank_spec(
-        kind, rank=rank, layout=layout, mtp=mtp, transformer=transformer or {}, **more
-    )
+    spec = rank_spec(kind, rank=rank, layout=layout, mtp=mtp, transformer=transformer or {}, **more)
     source = ModelSource(hf_config=hf_config, path="", dtype="float32", seed=3)
     training = Training(replace(spec, model=source), "cpu")
     before = parameters(training)

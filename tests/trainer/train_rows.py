@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from rlframe.config.schema import LayoutConfig, RoleConfig
+from rlframe.config.schema import LayoutConfig, PolicyRoleConfig, RoleConfig
 from rlframe.types import BatchPlan, TrainRow
 from tests.trainer.tiny import LENGTHS, TINY
 from trainer.megatron.spec import ModelSource, RankSpec, Role
@@ -69,7 +69,9 @@ def rank_spec(
     return RankSpec(
         role=role,
         rank=rank,
-        config=RoleConfig(layout=layout or LayoutConfig(), **settings),
+        config=(RoleConfig if kind == "critic" else PolicyRoleConfig)(
+            layout=layout or LayoutConfig(), **settings
+        ),
         model=ModelSource(hf_config=TINY, path=path, dtype="float32", seed=3),
         objective=OBJECTIVES[kind],
         total_steps=10,

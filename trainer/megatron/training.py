@@ -51,9 +51,9 @@ class Training:
             device=self._device,
             seed=spec.model.seed,
             path=spec.model.path,
-            mtp=spec.config.mtp,
+            mtp=spec.mtp,
         )
-        self._losses = Losses(self.model, spec.objective, spec.config.mtp)
+        self._losses = Losses(self.model, spec.objective, spec.mtp)
         self._publisher = WeightPublisher(self.model)
         self._sharer: TensorSharer | None = None
         self._wrapped = wrap_model(self.model, spec.config, role=spec.role)

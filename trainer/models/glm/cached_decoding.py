@@ -1,11 +1,11 @@
 """A GLM-5 target and its MTP draft with caches, in the order in which SGLang runs them (0.5.23).
 
-    prefill / verify   the target on the new tokens writes rows and gives h after model.norm
-    draft-extend       MTP on (token p + 1, h_p) writes row p, for every row that the target has confirmed;
-                       the last one gives the first draft
-    draft step k >= 2  one token of each sequence at position n + k - 2, where n rows are confirmed, on the
-                       hidden state of the step before. GLM-5.1 style: writes its row, its indexer runs. With
-                       `mtp_index_share` (GLM-5.2): writes nothing and reads the ids of draft-extend's last row
+prefill / verify   the target on the new tokens writes rows and gives h after model.norm
+draft-extend       MTP on (token p + 1, h_p) writes row p, for every row that the target has confirmed;
+                   the last one gives the first draft
+draft step k >= 2  one token of each sequence at position n + k - 2, where n rows are confirmed, on the
+                   hidden state of the step before. GLM-5.1 style: writes its row, its indexer runs. With
+                   `mtp_index_share` (GLM-5.2): writes nothing and reads the ids of draft-extend's last row
 """
 
 from __future__ import annotations

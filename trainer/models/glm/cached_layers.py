@@ -92,7 +92,7 @@ class CachedLayer:
         shape, keys = self._shape, cache.keys
         assert keys is not None
         queries = latent @ self._weight("self_attn.indexer.wq_b").T
-        queries = queries.unflatten(-1, (shape.index_heads, shape.index_dim))
+        queries = queries.view(*positions.shape, shape.index_heads, shape.index_dim)
         queries = self._rotate_first(queries, positions)
         weights = z @ self._weight("self_attn.indexer.weights_proj").T * shape.index_heads**-0.5
         products = torch.einsum("bmjd,bcd->bmjc", queries, keys) * shape.index_dim**-0.5
@@ -105,7 +105,7 @@ class CachedLayer:
     def _attend(self, latent: Tensor, positions: Tensor, rows: Tensor, ids: Tensor) -> Tensor:
         shape = self._shape
         queries = latent @ self._weight("self_attn.q_b_proj").T
-        queries = queries.unflatten(-1, (shape.heads, shape.head_dim))
+        queries = queries.view(*positions.shape, shape.heads, shape.head_dim)
         up = self._weight("self_attn.kv_b_proj").view(shape.heads, -1, shape.latent_rank)
         to_keys, to_values = up[:, : shape.nope_dim], up[:, shape.nope_dim :]
         nope = torch.einsum("bmhn,hnl->bmhl", queries[..., : shape.nope_dim], to_keys)
@@ -113,9 +113,7 @@ class CachedLayer:
         taken = _take(rows, ids.clamp(min=0))  # [B, m, k, latent + rope]
         scores = torch.einsum("bmhr,bmkr->bmhk", torch.cat([nope, rotated], -1), taken)
         scores = (scores * shape.head_dim**-0.5).masked_fill(ids[:, :, None] < 0, -torch.inf)
-        mixed = torch.einsum(
-            "bmhk,bmkl->bmhl", scores.softmax(-1), taken[..., : shape.latent_rank]
-        )
+        mixed = torch.einsum("bmhk,bmkl->bmhl", scores.softmax(-1), taken[..., : shape.latent_rank])
         values = torch.einsum("bmhl,hvl->bmhv", mixed, to_values)
         return values.flatten(2) @ self._weight("self_attn.o_proj").T
 
