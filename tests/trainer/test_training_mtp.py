@@ -32,7 +32,6 @@ MTP = "model.layers.4."
 LAYOUTS: dict[str, tuple[LayoutConfig, BatchPlan]] = {
     "split": (LayoutConfig(), SPLIT),
     "data": (LayoutConfig(data=2), HALVES),
-    "sequence": (LayoutConfig(tensor=2, sequence_parallel=True), SPLIT),
     "pipeline": (LayoutConfig(pipeline=2), SPLIT),
 }
 
