@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any
 
 import torch
 
-from rlframe.config.schema import LayoutConfig, MtpConfig
+from rlframe.config.schema import LayoutConfig
 from rlframe.model_shapes.dense import DenseShape
 from rlframe.model_shapes.glm import MODEL_TYPE as GLM
 from rlframe.model_shapes.glm import GlmShape
 from rlframe.model_shapes.glm_layout import check_layout, glm_chunks
-from rlframe.model_shapes.mtp import check_mtp
 from rlframe.model_shapes.pipeline import Chunk, chunks_of
 from trainer.models.dense_model import dense_specs
 from trainer.models.glm.config import glm_fields
@@ -21,8 +19,6 @@ from trainer.models.glm.model import GlmModel
 from trainer.models.hf_bridge import init_random, load_hf
 from trainer.models.language_model import LanguageModel, Role
 from trainer.models.transformer import dense_fields, transformer_config
-
-NO_MTP = MtpConfig()
 
 
 def build_model(
@@ -35,7 +31,6 @@ def build_model(
     device: torch.device | str,
     seed: int,
     path: str = "",
-    mtp: MtpConfig = NO_MTP,
 ) -> LanguageModel:
     """This rank's part of the model: `build_chunks`' only one. Virtual pipelining has several."""
     (model,) = build_chunks(
@@ -47,7 +42,6 @@ def build_model(
         device=device,
         seed=seed,
         path=path,
-        mtp=mtp,
     )
     assert isinstance(model, LanguageModel)
     return model
@@ -63,7 +57,6 @@ def build_chunks(
     device: torch.device | str,
     seed: int,
     path: str = "",
-    mtp: MtpConfig = NO_MTP,
 ) -> torch.nn.ModuleList:
     """This rank's `LanguageModel` chunks, filled from the checkpoint at `path` or, without one, at random.
 
@@ -72,11 +65,8 @@ def build_chunks(
     names, so they are the same for every layout. `trainer.megatron.parallel.init_parallel` comes first.
     Raises UserError for a config, a layout, a pass-through field or a checkpoint that does not fit.
     """
-    if hf_config.get("model_type") == GLM:
-        model = _make_glm(hf_config, layout, transformer, role, dtype, mtp)
-    else:
-        check_mtp(mtp, None, layout, role)
-        model = _make_dense(hf_config, layout, transformer, role, dtype)
+    make = _make_glm if hf_config.get("model_type") == GLM else _make_dense
+    model = make(hf_config, layout, transformer, role, dtype)
     if path:
         load_hf(model, path, seed=seed)
     else:
@@ -107,19 +97,15 @@ def _make_glm(
     transformer: Mapping[str, Any],
     role: Role,
     dtype: str,
-    mtp: MtpConfig,
 ) -> torch.nn.ModuleList:
     shape = GlmShape.from_hf(hf_config)
     check_layout(shape, layout, key=f"trainer.{role}.layout")
-    check_mtp(mtp, shape, layout, role)
-    if mtp.mode == "off":
-        shape = replace(shape, mtp_layers=0)
     chunks: tuple[Chunk, ...] = glm_chunks(shape, layout)
     fields = glm_fields(shape, chunks, expert_ranks=layout.expert)
     config = transformer_config(fields, layout=layout, dtype=dtype, passed=transformer, role=role)
     return torch.nn.ModuleList(
         [
-            GlmModel(config, shape, role=role, chunks=chunks, part=part, mtp=mtp)
+            GlmModel(config, shape, role=role, chunks=chunks, part=part)
             for part in range(layout.virtual_pipeline)
         ]
     )
