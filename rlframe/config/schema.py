@@ -73,6 +73,44 @@ class LayoutConfig:
 
 
 @dataclass
+class MtpConfig:
+    """Multi-token prediction: training the layer that drafts for speculative decoding (GLM-5 models)."""
+
+    mode: str = knob(
+        "off",
+        help="off: the layer is neither built nor exported; frozen_trunk: it alone trains; joint: its loss "
+        "trains the whole model too; detached: both train, and its loss leaves the rest alone (for RL)",
+        allowed=("off", "frozen_trunk", "joint", "detached"),
+    )
+    steps: int = knob(3, help="drafted tokens that the one layer is trained to predict", minimum=1)
+    loss: str = knob(
+        "ce",
+        help="ce: the data's tokens; tv: 1 - acceptance of each step; e2e_tv: 1 - share of drafts that are "
+        "expected to be accepted in a row; hybrid: KL where acceptance is low, TV where it is high",
+        allowed=("ce", "tv", "e2e_tv", "hybrid"),
+    )
+    weight: float = knob(0.1, help="of this loss beside the objective's", minimum=0.0)
+    ce_weight: float = knob(
+        0.0, help="cross entropy added to `loss`, times this; not known of GLM-5.2", minimum=0.0
+    )
+    positions: str = knob(
+        "actions",
+        help="which positions train it: those whose `steps` labels are all actions, or all of them",
+        allowed=("actions", "all"),
+    )
+    query_positions: str = knob(
+        "served",
+        help="rotary position of step k's query where steps share rows (GLM-5.2): served: i + k - 1, as "
+        "SGLang runs it; unshifted: i. Not known of GLM-5.2's training",
+        allowed=("served", "unshifted"),
+    )
+    detach_rows: bool = knob(
+        False,
+        help="where steps share rows, only step 1 trains what makes them. Not known of GLM-5.2's training",
+    )
+
+
+@dataclass
 class RoleConfig:
     """One model in training: its layout and its optimizer."""
 
@@ -97,6 +135,13 @@ class RoleConfig:
 
 
 @dataclass
+class PolicyRoleConfig(RoleConfig):
+    """The policy is a role that may draft, too."""
+
+    mtp: MtpConfig = field(default_factory=MtpConfig)
+
+
+@dataclass
 class TrainerConfig:
     """Ranks that learn: backend, micro-batches, checkpoints, one part a role."""
 
@@ -104,7 +149,7 @@ class TrainerConfig:
     max_tokens_per_micro_batch: int = knob(
         8192, help="hard cap of one packed micro-batch", unit="tokens", minimum=1
     )
-    policy: RoleConfig = field(default_factory=RoleConfig)
+    policy: PolicyRoleConfig = field(default_factory=PolicyRoleConfig)
     critic: RoleConfig = field(default_factory=RoleConfig)
     checkpoint_every: int = knob(
         10,

@@ -100,6 +100,10 @@ class GlmShape:
         """The vocabulary rounded up so that every tensor-parallel rank holds as many rows."""
         return -(-self.vocab_size // tensor_parallel) * tensor_parallel
 
+    @property
+    def has_experts(self) -> bool:
+        return self.dense_layers < self.layers or self.mtp_layers > 0
+
     def is_sparse(self, layer: int) -> bool:
         """Whether the feed-forward part of `layer` is made of experts; the MTP layer's is."""
         return layer >= self.dense_layers

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
-from rlframe.config.schema import LayoutConfig, RoleConfig
+from rlframe.config.schema import LayoutConfig, PolicyRoleConfig, RoleConfig
 from rlframe.types import BatchPlan, TrainRow
 from tests.trainer.tiny import LENGTHS, TINY
 from trainer.megatron.spec import ModelSource, RankSpec, Role
@@ -62,7 +61,6 @@ def rank_spec(
     rank: int = 0,
     layout: LayoutConfig | None = None,
     path: str = "",
-    hf_config: Mapping[str, Any] = TINY,
     **config: Any,
 ) -> RankSpec:
     """A rank of a tiny model. `kind` is a key of OBJECTIVES; `config` are fields of RoleConfig."""
@@ -71,8 +69,10 @@ def rank_spec(
     return RankSpec(
         role=role,
         rank=rank,
-        config=RoleConfig(layout=layout or LayoutConfig(), **settings),
-        model=ModelSource(hf_config=hf_config, path=path, dtype="float32", seed=3),
+        config=(RoleConfig if kind == "critic" else PolicyRoleConfig)(
+            layout=layout or LayoutConfig(), **settings
+        ),
+        model=ModelSource(hf_config=TINY, path=path, dtype="float32", seed=3),
         objective=OBJECTIVES[kind],
         total_steps=10,
         device="cpu",

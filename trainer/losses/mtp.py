@@ -7,23 +7,20 @@ the number of positions of the whole global mini-batch: parts add up, as everywh
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Literal
 
 import torch
 from torch import Tensor
 
 from trainer.losses.draft_scores import DraftScores
 
-MtpLossName = Literal["ce", "tv", "e2e_tv", "hybrid"]
-
 HYBRID_DECAY = 3.0
 """eta of the hybrid: lambda = exp(-eta alpha) (LK losses, arXiv 2602.23881)."""
 
 
 def mtp_loss(
-    scores: DraftScores, name: MtpLossName, *, denominator: float
+    scores: DraftScores, name: str, *, denominator: float
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """The named loss of K steps at N positions, / denominator; no positions give a loss of zero.
+    """The loss `name` (of `LOSSES`) of K steps at N positions, / denominator; no positions give zero.
 
     The statistics are divided too: the mean expected acceptance length (`accept_length`, of a drawn
     draft, with the bonus token) and each step's mean acceptance probability (`accept_1` ...).
@@ -70,7 +67,7 @@ def hybrid(scores: DraftScores) -> Tensor:
     return losses.mean(dim=0)
 
 
-LOSSES: Mapping[MtpLossName, Callable[[DraftScores], Tensor]] = {
+LOSSES: Mapping[str, Callable[[DraftScores], Tensor]] = {
     "ce": cross_entropy,
     "tv": total_variation,
     "e2e_tv": end_to_end_tv,

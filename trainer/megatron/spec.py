@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from rlframe.config.schema import RoleConfig
+from rlframe.config.schema import MtpConfig, PolicyRoleConfig, RoleConfig
 from trainer.objective import Objective
 
 Role = Literal["policy", "critic"]
@@ -42,6 +42,11 @@ class RankSpec:
     @property
     def world_size(self) -> int:
         return self.config.layout.world_size
+
+    @property
+    def mtp(self) -> MtpConfig:
+        """Off for a critic."""
+        return self.config.mtp if isinstance(self.config, PolicyRoleConfig) else MtpConfig()
 
     @property
     def layout(self) -> dict[str, int]:

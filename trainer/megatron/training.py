@@ -26,11 +26,13 @@ from trainer.megatron.optimizer import guarded_step, make_optimizer, set_learnin
 from trainer.megatron.passes import forward_backward, forward_only
 from trainer.megatron.shard import RowShard
 from trainer.megatron.spec import RankInfo, RankSpec
-from trainer.models.build import build_chunks
-from trainer.models.context import ContextRank
+from trainer.models.build import build_model
 from trainer.models.transformer import DTYPES
 from trainer.shared_tensors import TensorSharer
 from trainer.weights import WeightPublisher, write_checkpoint
+
+MTP = "mtp_"
+"""Statistics of this name are means already: over the positions that train MTP, not over actions."""
 
 
 class Training:
@@ -40,7 +42,7 @@ class Training:
         self.spec = spec
         self._device = torch.device(device)
         layout = spec.config.layout
-        self.model = build_chunks(
+        self.model = build_model(
             hf_config=spec.model.hf_config,
             layout=layout,
             transformer=spec.config.transformer,
@@ -49,8 +51,9 @@ class Training:
             device=self._device,
             seed=spec.model.seed,
             path=spec.model.path,
+            mtp=spec.mtp,
         )
-        self._losses = Losses(self.model, spec.objective)
+        self._losses = Losses(self.model, spec.objective, spec.mtp)
         self._publisher = WeightPublisher(self.model)
         self._sharer: TensorSharer | None = None
         self._wrapped = wrap_model(self.model, spec.config, role=spec.role)
@@ -58,7 +61,6 @@ class Training:
             self._wrapped, spec.config, role=spec.role, dtype=DTYPES[spec.model.dtype]
         )
         self._multiple_of = layout.tensor if layout.sequence_parallel else 1
-        self._context = ContextRank(parallel_state.get_context_parallel_rank(), layout.context)
 
     def info(self) -> RankInfo:
         tensor_rank = parallel_state.get_tensor_model_parallel_rank()
@@ -67,9 +69,7 @@ class Training:
             data_rank=parallel_state.get_data_parallel_rank(),
             tensor_rank=tensor_rank,
             pipeline_rank=parallel_state.get_pipeline_model_parallel_rank(),
-            answers=tensor_rank == 0
-            and parallel_state.get_context_parallel_rank() == 0
-            and parallel_state.is_pipeline_last_stage(ignore_virtual=True),
+            answers=tensor_rank == 0 and parallel_state.is_pipeline_last_stage(),
             host=socket.gethostname(),
             pid=os.getpid(),
         )
@@ -92,10 +92,10 @@ class Training:
         """One optimizer step; `actions` of all data-parallel ranks together normalise the loss."""
         batches = self._micro_batches(shard)
         self.model.train()
-        for chunk in self._wrapped:
-            chunk.zero_grad_buffer()
+        self._wrapped.zero_grad_buffer()
         self._optimizer.zero_grad()
-        loss_function = self._losses.bind(actions)
+        self.model.synchronise_mtp()
+        loss_function = self._losses.bind(actions, batches)
         statistics = self._sum(forward_backward(self._wrapped, batches, loss_function), actions)
         lr = set_learning_rate(
             self._optimizer, self.spec.config, step=step, total_steps=self.spec.total_steps
@@ -128,33 +128,20 @@ class Training:
         write_checkpoint(self.model, self.spec.model.hf_config, directory)
 
     def _micro_batches(self, shard: RowShard) -> tuple[MicroBatch, ...]:
-        layout = self.spec.config.layout
-        return micro_batches(
-            shard,
-            multiple_of=self._multiple_of,
-            device=self._device,
-            context=self._context,
-            # Megatron's interleaved schedule takes them in groups of as many as there are stages.
-            group_of=layout.pipeline if layout.virtual_pipeline > 1 else 1,
-        )
+        return micro_batches(shard, multiple_of=self._multiple_of, device=self._device)
 
     def _scatter(
         self, shard: RowShard, batches: tuple[MicroBatch, ...], outputs: list[Tensor]
     ) -> Float32Array | None:
         """Results at the asked-for tokens, as a column of the shard."""
-        if not parallel_state.is_pipeline_last_stage(ignore_virtual=True):
+        if not self.info().answers:
             return None
         column = np.zeros(len(shard.columns["token_ids"]), np.float32)
         start = 0
         for batch, output in zip(batches, outputs, strict=True):
             column[start + batch.asked] = output.float().cpu().numpy()[: len(batch.asked)]
             start += batch.packed.num_tokens
-        if self._context.size > 1:
-            # Each has the results of its own tokens, and zeros elsewhere.
-            whole = torch.from_numpy(column).to(self._device)
-            dist.all_reduce(whole, group=parallel_state.get_context_parallel_group())
-            column = whole.cpu().numpy()
-        return column if self.info().answers else None
+        return column
 
     def _sum(self, statistics: list[dict[str, Tensor]], actions: int) -> dict[str, float]:
         """Over micro-batches and data-parallel ranks, as means over actions; {} where there are none."""
@@ -163,11 +150,12 @@ class Training:
         names = list(statistics[0])
         table = torch.stack([torch.stack([s[n].double() for n in names]) for s in statistics])
         total = table.sum(dim=0)
-        dist.all_reduce(
-            total, group=parallel_state.get_data_parallel_group(with_context_parallel=True)
-        )
+        dist.all_reduce(total, group=parallel_state.get_data_parallel_group())
         sums = dict(zip(names, total.tolist(), strict=True))
-        return {name: s if name == "loss" else s / actions for name, s in sums.items()}
+        return {
+            name: s if name == "loss" or name.startswith(MTP) else s / actions
+            for name, s in sums.items()
+        }
 
     def _agree_finite(self, statistics: Mapping[str, float]) -> bool:
         """Whether the loss is finite; pipeline stages without a loss learn it from the last."""

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
 
-from rlframe.config.schema import LayoutConfig
+from rlframe.config.schema import LayoutConfig, MtpConfig
 from rlframe.model_shapes.dense import DenseShape
 from rlframe.model_shapes.glm import MODEL_TYPE as GLM
 from rlframe.model_shapes.glm import GlmShape
 from rlframe.model_shapes.glm_layout import check_layout, glm_chunks
+from rlframe.model_shapes.mtp import check_mtp
 from rlframe.model_shapes.pipeline import Chunk, chunks_of
 from trainer.models.dense_model import dense_specs
 from trainer.models.glm.config import glm_fields
@@ -19,6 +21,8 @@ from trainer.models.glm.model import GlmModel
 from trainer.models.hf_bridge import init_random, load_hf
 from trainer.models.language_model import LanguageModel, Role
 from trainer.models.transformer import dense_fields, transformer_config
+
+NO_MTP = MtpConfig()
 
 
 def build_model(
@@ -31,6 +35,7 @@ def build_model(
     device: torch.device | str,
     seed: int,
     path: str = "",
+    mtp: MtpConfig = NO_MTP,
 ) -> LanguageModel:
     """This rank's part of the model: `build_chunks`' only one. Virtual pipelining has several."""
     (model,) = build_chunks(
@@ -42,6 +47,7 @@ def build_model(
         device=device,
         seed=seed,
         path=path,
+        mtp=mtp,
     )
     assert isinstance(model, LanguageModel)
     return model
@@ -57,6 +63,7 @@ def build_chunks(
     device: torch.device | str,
     seed: int,
     path: str = "",
+    mtp: MtpConfig = NO_MTP,
 ) -> torch.nn.ModuleList:
     """This rank's `LanguageModel` chunks, filled from the checkpoint at `path` or, without one, at random.
 
@@ -65,8 +72,11 @@ def build_chunks(
     names, so they are the same for every layout. `trainer.megatron.parallel.init_parallel` comes first.
     Raises UserError for a config, a layout, a pass-through field or a checkpoint that does not fit.
     """
-    make = _make_glm if hf_config.get("model_type") == GLM else _make_dense
-    model = make(hf_config, layout, transformer, role, dtype)
+    if hf_config.get("model_type") == GLM:
+        model = _make_glm(hf_config, layout, transformer, role, dtype, mtp)
+    else:
+        check_mtp(mtp, None, layout, role)
+        model = _make_dense(hf_config, layout, transformer, role, dtype)
     if path:
         load_hf(model, path, seed=seed)
     else:
@@ -97,15 +107,19 @@ def _make_glm(
     transformer: Mapping[str, Any],
     role: Role,
     dtype: str,
+    mtp: MtpConfig,
 ) -> torch.nn.ModuleList:
     shape = GlmShape.from_hf(hf_config)
     check_layout(shape, layout, key=f"trainer.{role}.layout")
+    check_mtp(mtp, shape, layout, role)
+    if mtp.mode == "off":
+        shape = replace(shape, mtp_layers=0)
     chunks: tuple[Chunk, ...] = glm_chunks(shape, layout)
     fields = glm_fields(shape, chunks, expert_ranks=layout.expert)
     config = transformer_config(fields, layout=layout, dtype=dtype, passed=transformer, role=role)
     return torch.nn.ModuleList(
         [
-            GlmModel(config, shape, role=role, chunks=chunks, part=part)
+            GlmModel(config, shape, role=role, chunks=chunks, part=part, mtp=mtp)
             for part in range(layout.virtual_pipeline)
         ]
     )

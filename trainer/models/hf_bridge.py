@@ -27,8 +27,9 @@ def load_hf(model: torch.nn.Module, path: str | Path, *, seed: int) -> None:
     """Fill this rank's parameters from a checkpoint directory.
 
     Values are cast to the model's dtype. A critic takes the backbone of a policy's checkpoint, and a
-    new value head from `seed` unless the checkpoint has one (`score.weight`). An optimizer that was
-    built before keeps its own master weights: call its `reload_model_params()`.
+    new value head from `seed` unless the checkpoint has one (`score.weight`); an MTP layer comes from `seed`
+    too where the checkpoint has none. An optimizer that was built before keeps its own master weights:
+    call its `reload_model_params()`.
     Raises UserError, naming file and tensor, for all that are missing, too many, or of another shape, and
     for one with values that are not finite.
     """
@@ -38,7 +39,12 @@ def load_hf(model: torch.nn.Module, path: str | Path, *, seed: int) -> None:
     if VALUE_HEAD not in checkpoint.shapes:
         expected.pop(VALUE_HEAD, None)
     unused = {LM_HEAD} if LM_HEAD not in expected else set()
-    unused |= {name for name in checkpoint.shapes if is_mtp(name, chunk.shape)}
+    theirs = {name for name in checkpoint.shapes if is_mtp(name, chunk.shape)}
+    ours = {name for name in expected if is_mtp(name, chunk.shape)}
+    if not ours:
+        unused |= theirs
+    elif not theirs:
+        expected = {name: size for name, size in expected.items() if name not in ours}
     checkpoint.check(
         expected, unused=frozenset(unused), why_not=lambda name: why_not(name, chunk.shape)
     )

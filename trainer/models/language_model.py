@@ -71,7 +71,7 @@ class LanguageModel(GPTModel):  # type: ignore[misc]
             head: Any = self.output_layer
             head.sequence_parallel = False
             head.allreduce_dgrad = config.tensor_model_parallel_size > 1
-        _mark_split_weights(self)
+        mark_split_weights(self)
 
     @property
     def vocab_range(self) -> tuple[int, int]:
@@ -79,6 +79,9 @@ class LanguageModel(GPTModel):  # type: ignore[misc]
         size = self.vocab_size // self.config.tensor_model_parallel_size
         start = size * parallel_state.get_tensor_model_parallel_rank()
         return min(start, self.shape.vocab_size), min(start + size, self.shape.vocab_size)
+
+    def synchronise_mtp(self) -> None:
+        """Before an update, on every rank: brings what MTP reads of other pipeline stages."""
 
     def forward(self, *inputs: Any, packed_seq_params: PackedBatch, **named: Any) -> Tensor:
         """Raises UserError for a sequence that is longer than the model's positions."""
@@ -102,11 +105,16 @@ class LanguageModel(GPTModel):  # type: ignore[misc]
             hidden_states = hidden_states.index_select(0, packed.output_positions)
         if self.role == "critic":
             return self.output_layer(hidden_states)  # type: ignore[no-any-return]
+        return self.logits(hidden_states)
+
+    def logits(self, hidden_states: Tensor, *, trains_head: bool = True) -> Tensor:
+        """[positions, 1, hidden] -> [positions, vocabulary columns of this rank]; last chunk only."""
         weight = (
             self.shared_embedding_or_output_weight()
             if self.share_embeddings_and_output_weights
-            else None
+            else self.output_layer.weight
         )
+        weight = weight if trains_head else weight.detach()
         logits, _ = self.output_layer(hidden_states, weight=weight)
         start, end = self.vocab_range
         logits = logits.squeeze(1)
@@ -132,7 +140,7 @@ def model_chunks(model: torch.nn.Module) -> list[LanguageModel]:
     return [m for m in model.modules() if isinstance(m, LanguageModel)]
 
 
-def _mark_split_weights(model: torch.nn.Module) -> None:
+def mark_split_weights(model: torch.nn.Module) -> None:
     """Says which weights are split over tensor-parallel ranks; the others count once in a gradient norm.
 
     Megatron 0.16.1 marks them while it initialises them, which is turned off here.

@@ -39,7 +39,7 @@ class _RMSNormOnCpu(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
-        wide = x.float()
+        wide = x.to(_wide(x))
         norm = torch.linalg.vector_norm(wide, dim=-1, keepdim=True)
         r = norm.square_().div_(x.shape[-1]).add_(eps).rsqrt_()
         ctx.save_for_backward(x, weight, r)
@@ -50,7 +50,7 @@ class _RMSNormOnCpu(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None]:
         x, weight, r = ctx.saved_tensors
-        g, wide, w = grads[0].float(), x.float(), weight.float()
+        g, wide, w = (tensor.to(_wide(x)) for tensor in (grads[0], x, weight))
         size = x.shape[-1]
         gx = (g * wide).reshape(-1, size)
         flat_r = r.reshape(-1)
@@ -58,6 +58,10 @@ class _RMSNormOnCpu(torch.autograd.Function):
         mean = torch.mv(gx, w).mul_(flat_r).mul_(flat_r).div_(-size).view(r.shape)
         dx = torch.addcmul(g * w, wide, mean).mul_(r)
         return dx.to(x.dtype), dw.to(weight.dtype), None
+
+
+def _wide(x: Tensor) -> torch.dtype:
+    return torch.promote_types(x.dtype, torch.float32)
 
 
 class ReplicatedLinear(torch.nn.Module):

@@ -8,7 +8,7 @@ from rlframe.model_shapes.family import ModelShape
 from rlframe.model_shapes.glm import GlmShape
 from rlframe.model_shapes.pipeline import Chunk, whole
 from trainer.models.dense_names import dense_layer_entries
-from trainer.models.glm.names import glm_layer_entries
+from trainer.models.glm.names import glm_layer_entries, mtp_entries
 from trainer.models.hf_names import EMBEDDING, LM_HEAD, VALUE_HEAD, Cut, Entry, Size
 
 
@@ -44,6 +44,8 @@ def chunk_entries(
             entries += dense_layer_entries(shape, prefix=prefix, layer=layer)
     if chunk.is_last:
         entries += _last_entries(shape, role=role, alone=chunk.is_first)
+        if isinstance(shape, GlmShape) and shape.mtp_layers and role == "policy":
+            entries += mtp_entries(shape, expert_ranks=expert_ranks, expert_rank=expert_rank)
     return tuple(entries)
 
 

@@ -39,6 +39,14 @@ class Block:
     tokens: Tensor
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class MtpStates:
+    """Hidden states that logits are read from, on every tensor-parallel rank: K draft steps, T tokens."""
+
+    drafts: Tensor  # [K, T, hidden]; entry [k - 1, i] predicts token i + k + 1
+    targets: Tensor  # [T, hidden], after the model's last norm; no gradient
+
+
 @dataclass(eq=False)
 class PackedBatch:
     """One micro-batch of n sequences, T tokens in all.
@@ -65,6 +73,8 @@ class PackedBatch:
     of rows of the whole packed row, -1 where there is none. For replaying an engine's."""
     shared_ids: dict[int, SharedIds] = field(default_factory=dict, repr=False)
     """Per part of this rank's pipeline stage: the ids chosen in this micro-batch, while they are needed."""
+    mtp: MtpStates | None = field(default=None, repr=False)
+    """What the last forward pass in training drafted, for the loss; the last pipeline stage sets it."""
     qkv_format: str = "packed"
     """Not Megatron's `thd`, which would loop over the sequences in Python."""
     _rotations: dict[tuple[int, float, torch.dtype], tuple[Tensor, Tensor]] = field(
@@ -89,7 +99,8 @@ class PackedBatch:
         """
         lengths = [len(row) for row in rows if len(row)]
         num_tokens = sum(lengths)
-        padding = packed_length(num_tokens, multiple_of * context.parts) - num_tokens
+        multiple_of *= context.parts
+        padding = -num_tokens % multiple_of if num_tokens else multiple_of
         ids = np.full(num_tokens + padding, PADDING_TOKEN, dtype=np.int64)
         if num_tokens:
             np.concatenate(rows, out=ids[:num_tokens], casting="same_kind")
@@ -151,11 +162,6 @@ class PackedBatch:
         if key not in self._rotations:
             self._rotations[key] = _rotation(self.positions, head_dim, theta, dtype)
         return self._rotations[key]
-
-
-def packed_length(num_tokens: int, multiple_of: int) -> int:
-    """Tokens of a packed row with its padding; a row of nothing is all padding."""
-    return max(-(-num_tokens // multiple_of), 1) * multiple_of
 
 
 def forward(model: torch.nn.Module, packed: PackedBatch) -> Tensor:

@@ -21,7 +21,7 @@ def glm_fields(shape: GlmShape, chunks: Sequence[Chunk], *, expert_ranks: int) -
         "layernorm_epsilon": shape.norm_eps,
         "init_method_std": shape.init_std,
         "pipeline_model_parallel_layout": _pipeline(chunks) if len(chunks) > 1 else None,
-        **(_experts(shape, expert_ranks) if shape.dense_layers < shape.layers else {}),
+        **(_experts(shape, expert_ranks) if shape.has_experts else {}),
     }
 
 

@@ -6,7 +6,6 @@ from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any
 
-import torch
 from megatron.core import parallel_state
 from megatron.core.fusions.fused_bias_dropout import get_bias_dropout_add
 from megatron.core.tensor_parallel import (
@@ -22,12 +21,15 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 from megatron.core.transformer.transformer_layer import TransformerLayer, TransformerLayerSubmodules
 from torch import Tensor
 
+from rlframe.config.schema import MtpConfig
 from rlframe.model_shapes.glm import GlmShape
 from rlframe.model_shapes.pipeline import Chunk
 from trainer.models.dense_model import mlp_parts, mlp_spec
 from trainer.models.glm.attention import Form, LatentAttention, Place, takes_all
+from trainer.models.glm.mtp import MtpLayer
+from trainer.models.glm.mtp_embedding import MtpEmbedding
 from trainer.models.glm.travelling_ids import with_ids, without_ids
-from trainer.models.language_model import LanguageModel, Role
+from trainer.models.language_model import LanguageModel, Role, mark_split_weights
 from trainer.models.layers import RMSNorm
 from trainer.models.packed import PackedBatch
 from trainer.models.shared_ids import SharedIds
@@ -50,7 +52,9 @@ class GlmModel(LanguageModel):
         part: int = 0,
         form: Form = "auto",
         train_indexer: bool = False,
+        mtp: MtpConfig | None = None,
     ) -> None:
+        """`mtp`: how the MTP layer trains, where `shape` has one; by default as `MtpConfig` says."""
         stage = parallel_state.get_pipeline_model_parallel_rank()
         chunk = chunks[part * config.pipeline_model_parallel_size + stage]
         specs = TransformerBlockSubmodules(
@@ -65,13 +69,44 @@ class GlmModel(LanguageModel):
             layer_norm=RMSNorm,
         )
         super().__init__(config, shape, specs, role=role, chunks=chunks, part=part)
-        _mark_experts(self)
         self.part = part
         self._form = form
         self._glm = shape
         self._users = _users(shape, chunk)
         self._receives = not shape.indexer_types[chunk.first]
         self._sends = chunk.end < shape.layers and not shape.indexer_types[chunk.end]
+        self.mtp_options = mtp or MtpConfig()
+        self.mtp_layer: MtpLayer | None = None
+        self.mtp_embedding: MtpEmbedding | None = None
+        if shape.mtp_layers and role == "policy":
+            self._add_mtp(Place(shape.layers, shape.layers, part, "absorbed"), train_indexer)
+
+    def _add_mtp(self, place: Place, train_indexer: bool) -> None:
+        if self.chunk.is_last:
+            self.mtp_layer = MtpLayer(
+                self.config,
+                self._glm,
+                options=self.mtp_options,
+                layer_spec=glm_layer_spec(self._glm, place, train_indexer=train_indexer),
+                pg_collection=self.pg_collection,
+            )
+            mark_split_weights(self.mtp_layer)
+        if self.chunk.is_last or self.chunk.is_first:
+            self.mtp_embedding = MtpEmbedding(
+                self.config,
+                padded_vocab_size=self.vocab_size,
+                max_positions=self._glm.max_positions,
+                own=self.embedding if self.chunk.is_first else None,
+                pg_collection=self.pg_collection,
+            )
+        if self.mtp_options.mode == "frozen_trunk":
+            for name, parameter in self.named_parameters():
+                if not name.startswith("mtp_layer."):
+                    parameter.requires_grad_(False)
+
+    def synchronise_mtp(self) -> None:
+        if self.mtp_embedding is not None:
+            self.mtp_embedding.synchronise(next(self.parameters()).device)
 
     def forward(self, *inputs: Any, packed_seq_params: PackedBatch, **named: Any) -> Tensor:
         packed = packed_seq_params
@@ -96,6 +131,10 @@ class GlmModel(LanguageModel):
             if self.config.sequence_parallel:
                 ids = scatter_to_sequence_parallel_region(ids, group=self.pg_collection.tp)
             return with_ids(hidden_states, ids)
+        if self.mtp_layer is not None and self.mtp_embedding is not None and self.training:
+            joint = self.mtp_options.mode == "joint"
+            given = hidden_states if joint else hidden_states.detach()
+            packed.mtp = self.mtp_layer(given, packed, self.mtp_embedding)
         return super()._postprocess(hidden_states, **inputs)
 
     @property
@@ -134,18 +173,6 @@ def _experts_spec(shape: GlmShape) -> ModuleSpec:
             shared_experts=shared if shape.shared_experts else None,
         ),
     )
-
-
-def _mark_experts(model: torch.nn.Module) -> None:
-    """Experts' gradients are summed over the ranks that have the same experts, which see other tokens.
-
-    Megatron 0.16.1 marks them only where experts are spread over ranks. Where they are not, but tensor
-    parallelism splits the tokens, their gradients would be those of one part of the tokens.
-    """
-    for module in model.modules():
-        if isinstance(module, SequentialMLP):
-            for parameter in module.parameters():
-                parameter.allreduce = False
 
 
 def _users(shape: GlmShape, chunk: Chunk) -> dict[int, frozenset[int]]:

@@ -44,6 +44,32 @@ def glm_layer_entries(
     )
 
 
+def mtp_entries(
+    shape: GlmShape, *, expert_ranks: int = 1, expert_rank: int | None = None
+) -> tuple[Entry, ...]:
+    """Of the MTP layer, which a checkpoint stores as one more layer; it has no embedding or head."""
+    theirs, hidden = f"model.layers.{shape.layers}.", shape.hidden_size
+    own = (
+        ("enorm", "enorm", (hidden,)),
+        ("hnorm", "hnorm", (hidden,)),
+        ("eh_proj", "eh_proj", (hidden, 2 * hidden)),
+        ("final_layernorm", "shared_head.norm", (hidden,)),
+    )
+    return (
+        *(
+            Entry(f"mtp_layer.{name}.weight", (f"{theirs}{tensor}.weight",), (size,), Cut.WHOLE)
+            for name, tensor, size in own
+        ),
+        *glm_layer_entries(
+            shape,
+            prefix="mtp_layer.layer.",
+            layer=shape.layers,
+            expert_ranks=expert_ranks,
+            expert_rank=expert_rank,
+        ),
+    )
+
+
 def _attention_entries(shape: GlmShape, ours: str, theirs: str) -> tuple[Entry, ...]:
     hidden, heads = shape.hidden_size, shape.heads
     rows: tuple[tuple[str, str, tuple[int, ...], Cut], ...] = (
