@@ -16,6 +16,7 @@ START = """start here:
   rlframe train experiment=sft_tiny                  teach a tiny model from demonstrations
   rlframe train experiment=smoke                     then make it better by PPO
   rlframe inspect runs/smoke                         look at what happened
+  rlframe plan model=glm_5_2                         what a big model would cost
 
 `rlframe COMMAND --help` shows each command's examples.
 """
@@ -42,6 +43,20 @@ EXPLAIN = """examples:
   rlframe explain trainer.policy.lr experiment=smoke where a value comes from, its unit, what is allowed
   rlframe explain rollout.engine_args.mem_fraction_static
                                                      an option of SGLang, from the installed version
+"""
+PLAN = """examples:
+  rlframe plan model=glm_5_2                         parameters, operations, KV cache, training memory
+  rlframe plan model.path=/models/Qwen3-0.6B         of a checkpoint: only its config.json is read
+  rlframe plan model=glm_5_2 --contexts 8K,200K,1M   at these positions
+  rlframe plan model=glm_5_2 --averaged              a mean token of a prompt, not its last one
+  rlframe plan model=glm_5_2 model.dtype=bfloat16 trainer.max_tokens_per_micro_batch=32768 \\
+      trainer.policy.layout={data:16,pipeline:16,expert:16}
+                                                     memory of the ranks of this layout
+  rlframe plan model=glm_5_2 --json plan.json --plot plan.png
+                                                     for a program, and for a page
+
+Nothing is started, downloaded or written. All figures are formulas; tests hold them to within 1% of operations
+counted on the real model. `rlframe train ... --dry-run` shows what a whole run would start.
 """
 CONFIG = """examples:
   rlframe config experiment=smoke                    the resolved configuration, as a run would save it
@@ -108,7 +123,14 @@ def _parsers() -> tuple[_Parser, dict[str, _Parser]]:
     )
     config = verb("config", "print the resolved configuration", CONFIG)
     config.add_argument("--reference", action="store_true", help="all keys as a Markdown table")
-    for taking in (train, explain, config):
+    plan = verb("plan", "what a model costs: parameters, operations, memory", PLAN)
+    plan.add_argument("--contexts", metavar="LIST", help="positions, such as 4K,128K,1M")
+    plan.add_argument(
+        "--averaged", action="store_true", help="operations of a mean token of a prompt"
+    )
+    plan.add_argument("--json", metavar="FILE", help="write everything to this file")
+    plan.add_argument("--plot", metavar="FILE", help="write a picture (PNG)")
+    for taking in (train, explain, config, plan):
         taking.add_argument("overrides", nargs="*", metavar="key=value", help="what to change")
         taking.add_argument("--config-dir", metavar="DIR", help="a folder with groups of your own")
     inspect = verb("inspect", "look into a run directory", INSPECT)

@@ -39,6 +39,8 @@ def _dispatch(given: argparse.Namespace) -> int:
             return _explain(given.key, given.overrides, given.config_dir)
         case "config":
             return _config(given.overrides, given.config_dir, reference=given.reference)
+        case "plan":
+            return _plan(given)
         case "inspect":
             from rlframe.inspect import run_inspect
 
@@ -66,15 +68,28 @@ def _train(overrides: Sequence[str], config_dir: str | None, *, dry_run: bool) -
     config = load_config(overrides, config_dir=config_dir)
     check_config(config)
     if dry_run:
-        from rlframe.cli.plan import show_plan
+        from rlframe.cli.dry_run import show_dry_run
         from rlframe.launch.precheck import precheck
 
         precheck(config)
-        show_plan(config)
+        show_dry_run(config)
         return 0
     from rlframe.launch.run import run
 
     return run(config)
+
+
+def _plan(given: argparse.Namespace) -> int:
+    from rlframe.cli.plan import run_plan
+    from rlframe.config.compose import load_config
+
+    return run_plan(
+        load_config(given.overrides, config_dir=given.config_dir),
+        contexts=given.contexts,
+        averaged=given.averaged,
+        json_file=given.json,
+        plot=given.plot,
+    )
 
 
 def _explain(key: str, overrides: Sequence[str], config_dir: str | None) -> int:
