@@ -21,14 +21,13 @@ from torch import Tensor
 from rlframe.errors import RunError
 from rlframe.types import TensorSpec, WeightManifest
 from trainer.models.hf_bridge import export_hf
-from trainer.models.language_model import LanguageModel
 from trainer.weights import DTYPES
 
 
 class TensorSharer:
     """Shares one version at a time, and keeps it alive until the next."""
 
-    def __init__(self, model: LanguageModel) -> None:
+    def __init__(self, model: torch.nn.Module) -> None:
         self._model = model
         self._alive: list[tuple[str, Tensor]] = []
         if not torch.cuda.is_available():

@@ -22,7 +22,7 @@ from rlframe.durable_files import sync_directory
 from rlframe.types import WeightManifest
 from rlframe.weights import MANIFEST, Layout, SafetensorsWriter, build_manifest, write_manifest
 from trainer.models.hf_bridge import export_hf
-from trainer.models.language_model import LanguageModel
+from trainer.models.language_model import model_chunks
 from trainer.models.model_names import model_entries
 
 FILE = "model.safetensors"
@@ -43,7 +43,7 @@ class WeightPublisher:
     by v + 1. A directory without a manifest is not published, which it is while it is rewritten.
     """
 
-    def __init__(self, model: LanguageModel) -> None:
+    def __init__(self, model: torch.nn.Module) -> None:
         self._model = model
         self._writers: dict[Path, SafetensorsWriter] = {}
 
@@ -63,7 +63,7 @@ class WeightPublisher:
         return manifest
 
 
-def write_checkpoint(model: LanguageModel, hf_config: Mapping[str, Any], directory: str) -> None:
+def write_checkpoint(model: torch.nn.Module, hf_config: Mapping[str, Any], directory: str) -> None:
     """Collective: config and weights that transformers loads, at `directory` whole or not at all.
 
     What is at `directory` already is replaced. The critic is written as a sequence classifier with
@@ -107,22 +107,22 @@ def _flush(path: Path) -> None:
         os.close(descriptor)
 
 
-def _take_part(model: LanguageModel) -> None:
+def _take_part(model: torch.nn.Module) -> None:
     for _ in export_hf(model):
         pass
 
 
-def _layout(model: LanguageModel) -> list[Layout]:
-    ours = next(model.parameters()).dtype
+def _layout(model: torch.nn.Module) -> list[Layout]:
+    ours, chunk = next(model.parameters()).dtype, model_chunks(model)[0]
     layout = []
-    for entry in model_entries(model.shape, role=model.role):
+    for entry in model_entries(chunk.shape, role=chunk.role):
         dtype = torch.float32 if entry.keeps_float32 else ours
         for name, size in zip(entry.tensors, entry.shapes, strict=True):
             layout.append(Layout(name, DTYPES[dtype], size, math.prod(size) * dtype.itemsize))
     return layout
 
 
-def _buffers(model: LanguageModel) -> Iterator[tuple[str, Any]]:
+def _buffers(model: torch.nn.Module) -> Iterator[tuple[str, Any]]:
     return ((name, _bytes(tensor)) for name, tensor in export_hf(model))
 
 
@@ -131,14 +131,15 @@ def _bytes(tensor: Tensor) -> Any:
     return tensor.detach().cpu().contiguous().view(torch.uint8).reshape(-1).numpy()
 
 
-def _described(model: LanguageModel, hf_config: Mapping[str, Any]) -> dict[str, Any]:
+def _described(model: torch.nn.Module, hf_config: Mapping[str, Any]) -> dict[str, Any]:
     """The config of what is written, which may be another role or dtype than what was loaded."""
     kept = {k: v for k, v in hf_config.items() if k not in ("torch_dtype", "num_labels")}
     dtype = str(next(model.parameters()).dtype).removeprefix("torch.")
+    role = model_chunks(model)[0].role
     kept |= {
-        "architectures": [ARCHITECTURES[hf_config["model_type"], model.role]],
+        "architectures": [ARCHITECTURES[hf_config["model_type"], role]],
         "dtype": dtype,
     }
-    if model.role == "critic":
+    if role == "critic":
         kept["id2label"] = {"0": "value"}
     return kept

@@ -71,8 +71,12 @@ def _division(shape: GlmShape, layout: LayoutConfig, key: str) -> Iterator[str]:
 
 def _pipeline(shape: GlmShape, layout: LayoutConfig, key: str) -> Iterator[str]:
     count = layout.pipeline * layout.virtual_pipeline
-    if layout.virtual_pipeline > 1 and layout.pipeline == 1:
-        yield f"{key}.virtual_pipeline={layout.virtual_pipeline} needs {key}.pipeline of 2 or more"
+    if layout.virtual_pipeline > 1 and layout.pipeline < 3:
+        # With two, Megatron 0.16.1 mixes up what it sends to the one neighbour as next and as previous.
+        yield (
+            f"{key}.virtual_pipeline={layout.virtual_pipeline} needs {key}.pipeline of 3 or more, not "
+            f"{layout.pipeline}"
+        )
     if count > shape.layers:
         yield (
             f"{key}: pipeline={layout.pipeline} * virtual_pipeline={layout.virtual_pipeline} makes "

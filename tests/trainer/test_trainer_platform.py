@@ -14,12 +14,19 @@ import torch
 from rlframe.config.schema import LayoutConfig
 from tests.trainer.spawn import run_ranks
 from tests.trainer.tiny import LENGTHS, TINY, rows
+from tests.trainer.tiny_glm import TINY_GLM
 from trainer.megatron import platform
 from trainer.megatron.parallel import init_parallel
 
 
 def train_one_step(
-    rank: int, world_size: int, init_method: str, *, patch: str = "", module: str = ""
+    rank: int,
+    world_size: int,
+    init_method: str,
+    *,
+    patch: str = "",
+    module: str = "",
+    hf_config: dict[str, Any] = TINY,
 ) -> float:
     """One bfloat16 step with Megatron's own parts: schedule, DDP, distributed optimizer, clipping.
 
@@ -50,7 +57,7 @@ def train_one_step(
         seed=1,
     )
     model = build_model(
-        hf_config=TINY,  # tied embeddings
+        hf_config=hf_config,
         layout=layout,
         transformer={},
         role="policy",
@@ -81,9 +88,10 @@ def train_one_step(
     return float(norm)
 
 
-def test_with_all_patches_it_trains_and_ranks_agree() -> None:
-    (alone,) = run_ranks(train_one_step, 1)
-    first, second = run_ranks(train_one_step, 2)
+@pytest.mark.parametrize("hf_config", [TINY, TINY_GLM], ids=["dense", "glm"])
+def test_with_all_patches_it_trains_and_ranks_agree(hf_config: dict[str, Any]) -> None:
+    (alone,) = run_ranks(train_one_step, 1, hf_config=hf_config)
+    first, second = run_ranks(train_one_step, 2, hf_config=hf_config)
     assert alone > 0
     assert first == second == pytest.approx(alone, rel=1e-2)  # bfloat16
 
@@ -97,7 +105,10 @@ FAILURES = {
     "rng_tracker_uses_the_cpu_generator": (1, NO_CUDA),
     "clipping_takes_cpu_gradients": (1, "torch.cuda.FloatTensor"),
     "optimizers_know_cpu_tensors": (1, "Wrapped parameters must be one of"),
+    "expert_dispatch_needs_no_stream": (1, f"{NO_CUDA}|requires CUDA support"),
+    "router_has_no_fused_product": (1, "te_general_gemm"),
 }
+OF_EXPERTS = ("expert_dispatch_needs_no_stream", "router_has_no_fused_product")
 
 
 def test_every_patch_is_listed_here() -> None:
@@ -108,8 +119,9 @@ def test_every_patch_is_listed_here() -> None:
 @pytest.mark.parametrize("patch", FAILURES)
 def test_megatron_fails_without(patch: str) -> None:
     ranks, failure = FAILURES[patch]
+    config = TINY_GLM if patch in OF_EXPERTS else TINY  # TINY has tied embeddings
     with pytest.raises(RuntimeError, match=failure):
-        run_ranks(train_one_step, ranks, patch=patch)
+        run_ranks(train_one_step, ranks, patch=patch, hf_config=config)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="with a GPU, nothing fails without patches")

@@ -125,6 +125,6 @@ def break_off(rank: int, world_size: int, init_method: str, directory: str) -> N
 
     join_ranks(rank, world_size, init_method, LayoutConfig())
     training = Training(rank_spec("policy"), "cpu")
-    training.model.role = "critic"  # other tensors than the model has
+    training.model[0].role = "critic"  # other tensors than the model has
     with pytest.raises(Exception, match="output_layer"):
         training.export(3, directory)

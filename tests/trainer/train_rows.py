@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -61,6 +62,7 @@ def rank_spec(
     rank: int = 0,
     layout: LayoutConfig | None = None,
     path: str = "",
+    hf_config: Mapping[str, Any] = TINY,
     **config: Any,
 ) -> RankSpec:
     """A rank of a tiny model. `kind` is a key of OBJECTIVES; `config` are fields of RoleConfig."""
@@ -72,7 +74,7 @@ def rank_spec(
         config=(RoleConfig if kind == "critic" else PolicyRoleConfig)(
             layout=layout or LayoutConfig(), **settings
         ),
-        model=ModelSource(hf_config=TINY, path=path, dtype="float32", seed=3),
+        model=ModelSource(hf_config=hf_config, path=path, dtype="float32", seed=3),
         objective=OBJECTIVES[kind],
         total_steps=10,
         device="cpu",

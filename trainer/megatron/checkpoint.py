@@ -32,7 +32,7 @@ from torch.distributed.checkpoint.api import CheckpointException
 from rlframe.errors import RunError, UserError
 from trainer.megatron import optimizer_state
 from trainer.megatron.checkpoint_writer import DirectWriter
-from trainer.models.language_model import LanguageModel
+from trainer.models.language_model import LanguageModel, model_chunks
 from trainer.weights import replace_directory
 
 ROLE_FILE = "role.json"
@@ -59,8 +59,8 @@ class RoleFile:
 class Trained:
     """The parts of a rank that a checkpoint holds."""
 
-    model: LanguageModel
-    """The model itself, without the data-parallel wrapper."""
+    model: torch.nn.Module
+    """The model's chunks themselves, without the data-parallel wrapper."""
     optimizer: MegatronOptimizer
 
 
@@ -104,7 +104,8 @@ def load(trained: Trained, directory: str, expected: RoleFile) -> int:
         loaded = dist_checkpointing.load(state, directory)
     except (CheckpointException, CheckpointingException, KeyError, ValueError) as error:
         raise UserError(_unreadable(directory, about, expected, error)) from error
-    trained.model.load_state_dict(loaded["model"])
+    for name, chunk in _named_chunks(trained.model):
+        chunk.load_state_dict(loaded[name])
     optimizer_state.load(trained.optimizer, loaded["optimizer"])
     if same_layout:
         _set_random_state(loaded["random"])
@@ -127,18 +128,23 @@ def read_role_file(directory: str) -> RoleFile:
 def _sharded_state(
     trained: Trained, *, is_loading: bool, with_random_state: bool
 ) -> dict[str, Any]:
-    model = trained.model.sharded_state_dict(metadata=METADATA)
-    state = {
-        "model": model,
-        "optimizer": trained.optimizer.sharded_state_dict(
-            model, is_loading=is_loading, metadata=METADATA
-        ),
+    state: dict[str, Any] = {
+        name: chunk.sharded_state_dict(metadata=METADATA)
+        for name, chunk in _named_chunks(trained.model)
     }
+    model = dict(state)
+    state["optimizer"] = trained.optimizer.sharded_state_dict(
+        model, is_loading=is_loading, metadata=METADATA
+    )
     if with_random_state:
         state["random"] = ShardedObject(
             "random", _random_state(), (dist.get_world_size(),), (dist.get_rank(),)
         )
     return state
+
+
+def _named_chunks(model: torch.nn.Module) -> list[tuple[str, LanguageModel]]:
+    return [(f"model{part or ''}", chunk) for part, chunk in enumerate(model_chunks(model))]
 
 
 def _random_state() -> dict[str, Any]:
@@ -159,7 +165,7 @@ def _set_random_state(state: Mapping[str, Any]) -> None:
 
 def _writer() -> Any:
     """Data-parallel ranks share the writing of what they all hold."""
-    group = parallel_state.get_data_parallel_group()
+    group = parallel_state.get_data_parallel_group(with_context_parallel=True)
     direct = DirectWriter()
     return FullyParallelSaveStrategyWrapper(direct, group) if group.size() > 1 else direct
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
 from megatron.core import parallel_state
 from torch import Tensor
 
@@ -15,7 +16,7 @@ from trainer.losses.value import value_loss
 from trainer.megatron.micro_batch import MicroBatch
 from trainer.megatron.mtp_loss import MtpLosses
 from trainer.megatron.passes import LossFunction
-from trainer.models.language_model import LanguageModel
+from trainer.models.language_model import model_chunks
 from trainer.objective import Objective, PolicyObjective, SftObjective, ValueObjective
 
 
@@ -26,14 +27,14 @@ class Losses:
     """
 
     def __init__(
-        self, model: LanguageModel, objective: Objective, mtp: MtpConfig | None = None
+        self, model: torch.nn.Module, objective: Objective, mtp: MtpConfig | None = None
     ) -> None:
         self._objective = objective
-        self._first_column = model.vocab_range[0]
+        self._first_column = model_chunks(model)[0].vocab_range[0]
         self._temperature = objective.temperature if isinstance(objective, PolicyObjective) else 1.0
         self._mtp: MtpLosses | None = None
         if mtp is not None and mtp.mode != "off":
-            self._mtp = MtpLosses(model, mtp, temperature=self._temperature)
+            self._mtp = MtpLosses(model_chunks(model)[-1], mtp, temperature=self._temperature)
 
     def read_logprobs(self, logits: Tensor, batch: MicroBatch) -> Tensor:
         return self._logprobs(logits, batch, with_entropy=False)[0]

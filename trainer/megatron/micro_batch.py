@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from trainer.megatron.shard import RowShard
-from trainer.models.packed import PackedBatch
+from trainer.models.context import ALONE, ContextRank
+from trainer.models.packed import PackedBatch, packed_length
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -22,7 +23,7 @@ class MicroBatch:
     """`fields` are the shard's columns at the asked-for tokens."""
 
     packed: PackedBatch
-    asked: npt.NDArray[np.intp]  # [A] indices into the micro-batch's tokens
+    asked: npt.NDArray[np.intp]  # [A] indices into the micro-batch's tokens, of all context ranks
     targets: Tensor  # [P] int64, the asked-for token ids
     mask: Tensor  # [P] bool; false only for the one dummy position of a micro-batch with A = 0
     fields: dict[str, Tensor]  # each [P]
@@ -39,21 +40,40 @@ def asked_tokens(shard: RowShard) -> npt.NDArray[np.intp]:
 
 
 def micro_batches(
-    shard: RowShard, *, multiple_of: int, device: torch.device
+    shard: RowShard,
+    *,
+    multiple_of: int,
+    device: torch.device,
+    context: ContextRank = ALONE,
+    group_of: int = 1,
 ) -> tuple[MicroBatch, ...]:
-    """All micro-batches of a shard. `multiple_of`: what the packed length must divide by."""
-    return tuple(
-        _micro_batch(piece, multiple_of=multiple_of, device=device)
-        for piece in shard.micro_batches()
-    )
+    """All micro-batches of a shard.
+
+    `multiple_of`: what a context-parallel rank's packed length must divide by. `group_of`: what the
+    number of micro-batches must divide by; empty ones (of padding alone) fill the last group.
+    """
+    pieces = list(shard.micro_batches())
+    empty = RowShard(shard.lengths[:0], (0,), {n: c[:0] for n, c in shard.columns.items()})
+    pieces += [empty] * (-len(pieces) % group_of)
+    return tuple(_micro_batch(piece, multiple_of, device, context) for piece in pieces)
 
 
-def _micro_batch(piece: RowShard, *, multiple_of: int, device: torch.device) -> MicroBatch:
+def _micro_batch(
+    piece: RowShard, multiple_of: int, device: torch.device, context: ContextRank
+) -> MicroBatch:
+    """Of the asked-for tokens, those whose logits this context-parallel rank computes."""
     asked = asked_tokens(piece)
+    own = context.rows(packed_length(int(piece.lengths.sum()), multiple_of * context.parts))
+    if context.size > 1:
+        asked = asked[np.isin(asked - 1, own, assume_unique=True)]
     empty = len(asked) == 0
-    positions = np.zeros(1, np.int64) if empty else asked - 1
+    positions = own[:1] if empty else asked - 1
     packed = PackedBatch.from_rows(
-        piece.token_rows(), multiple_of=multiple_of, output_positions=positions, device=device
+        piece.token_rows(),
+        multiple_of=multiple_of,
+        output_positions=positions,
+        device=device,
+        context=context,
     )
 
     def take(name: str) -> Tensor:

@@ -20,7 +20,7 @@ from trainer.defaults import ddp_defaults
 from trainer.megatron import optimizer_state
 from trainer.megatron.learning_rate import learning_rate
 from trainer.megatron.options import from_options
-from trainer.models.language_model import LanguageModel
+from trainer.models.language_model import model_chunks
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,19 +33,28 @@ class StepOutcome:
     """False: the gradients were not finite, and the weights are what they were."""
 
 
-def wrap_model(model: LanguageModel, config: RoleConfig, *, role: str) -> DistributedDataParallel:
-    """The model with gradient buffers that are summed (not averaged) over data-parallel ranks.
+def wrap_model(
+    model: torch.nn.Module, config: RoleConfig, *, role: str
+) -> list[DistributedDataParallel]:
+    """The model's chunks with gradient buffers that are summed (not averaged) over data-parallel ranks.
 
     Sums, because every loss is divided by the actions of the whole mini-batch before it gets here:
     with `calculate_per_token_loss` Megatron neither averages over ranks nor over micro-batches.
     """
-    transformer = model.config
+    chunks = model_chunks(model)
+    transformer = chunks[0].config
     transformer.calculate_per_token_loss = True
     transformer.finalize_model_grads_func = _finalize
     options = ddp_defaults(config.optimizer) | config.ddp
     ddp = from_options(DistributedDataParallelConfig, options, key=f"trainer.{role}.ddp", ours={})
-    wrapped = DistributedDataParallel(transformer, ddp, model)
-    transformer.no_sync_func = wrapped.no_sync if ddp.overlap_grad_reduce else None
+    wrapped = [
+        # As Megatron does: the later parts' gradients are there early, one bucket each will do.
+        DistributedDataParallel(transformer, ddp, chunk, disable_bucketing=part > 0)
+        for part, chunk in enumerate(chunks)
+    ]
+    no_sync = [chunk.no_sync for chunk in wrapped]
+    if ddp.overlap_grad_reduce:
+        transformer.no_sync_func = no_sync if len(no_sync) > 1 else no_sync[0]
     return wrapped
 
 
@@ -55,10 +64,10 @@ def _finalize(model: list[torch.nn.Module], num_tokens: Any, **groups: Any) -> N
 
 
 def make_optimizer(
-    wrapped: DistributedDataParallel, config: RoleConfig, *, role: str, dtype: torch.dtype
+    wrapped: list[DistributedDataParallel], config: RoleConfig, *, role: str, dtype: torch.dtype
 ) -> MegatronOptimizer:
     """Megatron's optimizer with `config.optimizer` passed through, its state allocated."""
-    given = dict(config.optimizer)
+    given, ddp = dict(config.optimizer), wrapped[0].ddp_config
     settings = from_options(
         OptimizerConfig,
         given,
@@ -68,12 +77,12 @@ def make_optimizer(
             "bf16": dtype == torch.bfloat16,
             "fp16": dtype == torch.float16,
             "params_dtype": dtype,
-            "use_distributed_optimizer": wrapped.ddp_config.use_distributed_optimizer,
-            "overlap_param_gather": wrapped.ddp_config.overlap_param_gather,
+            "use_distributed_optimizer": ddp.use_distributed_optimizer,
+            "overlap_param_gather": ddp.overlap_param_gather,
         },
     )
     settings.min_lr = settings.min_lr or 0.0
-    optimizer = get_megatron_optimizer(settings, [wrapped], use_gloo_process_groups=False)
+    optimizer = get_megatron_optimizer(settings, wrapped, use_gloo_process_groups=False)
     optimizer_state.allocate(optimizer)
     optimizer_state.make_reshardable(optimizer)
     return optimizer

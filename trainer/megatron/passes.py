@@ -1,6 +1,7 @@
 """Forward and forward-backward passes of one rank over its micro-batches.
 
-Megatron's own schedules do the work: 1F1B over pipeline stages, or one micro-batch after the other.
+Megatron's own schedules do the work: 1F1B over pipeline stages, interleaved where those have several
+parts, or one micro-batch after the other.
 Every rank of a role makes the same calls with the same number of micro-batches.
 """
 
@@ -10,13 +11,16 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
-from megatron.core import parallel_state
 from megatron.core.pipeline_parallel import get_forward_backward_func
 from torch import Tensor
 
+from rlframe.model_shapes.pipeline import Chunk
 from trainer.megatron.micro_batch import MicroBatch
 from trainer.models import packed as packed_model
+from trainer.models.language_model import model_chunks
 
+Wrapped = Sequence[torch.nn.Module]
+"""The chunks of this rank's pipeline stage: one, several with virtual pipelining."""
 Readout = Callable[[Tensor, MicroBatch], Tensor]
 """(logits [P, V] or values [P], micro-batch) -> one number a position [P]."""
 LossFunction = Callable[[Tensor, MicroBatch], tuple[Tensor, dict[str, Tensor]]]
@@ -24,22 +28,20 @@ LossFunction = Callable[[Tensor, MicroBatch], tuple[Tensor, dict[str, Tensor]]]
 
 
 @torch.no_grad()
-def forward_only(
-    model: torch.nn.Module, batches: Sequence[MicroBatch], readout: Readout
-) -> list[Tensor]:
+def forward_only(model: Wrapped, batches: Sequence[MicroBatch], readout: Readout) -> list[Tensor]:
     """[P] a micro-batch on the last pipeline stage; nothing on the others."""
 
     def step(iterator: Iterator[MicroBatch], module: torch.nn.Module) -> tuple[Tensor, None]:
         batch = next(iterator)
         output = packed_model.forward(module, batch.packed)
-        return (readout(output, batch) if _is_last_stage() else output), None
+        return (readout(output, batch) if _ends_the_model(module) else output), None
 
     outputs: list[Tensor] = _run(step, model, batches, forward_only=True)
     return outputs
 
 
 def forward_backward(
-    model: torch.nn.Module, batches: Sequence[MicroBatch], loss_function: LossFunction
+    model: Wrapped, batches: Sequence[MicroBatch], loss_function: LossFunction
 ) -> list[dict[str, Tensor]]:
     """Adds this rank's gradients and reduces them over ranks; returns statistics a micro-batch.
 
@@ -66,7 +68,7 @@ def _loss_and_statistics(
 
 def _run(
     step: Callable[..., Any],
-    model: torch.nn.Module,
+    model: Wrapped,
     batches: Sequence[MicroBatch],
     *,
     forward_only: bool,
@@ -74,8 +76,8 @@ def _run(
     run = get_forward_backward_func()
     results: list[Any] = run(
         forward_step_func=step,
-        data_iterator=iter(batches),
-        model=model,
+        data_iterator=[iter(batches) for _ in model],
+        model=list(model),
         num_microbatches=len(batches),
         seq_length=max(len(b.packed.token_ids) for b in batches),
         micro_batch_size=1,
@@ -84,5 +86,6 @@ def _run(
     return results
 
 
-def _is_last_stage() -> bool:
-    return bool(parallel_state.is_pipeline_last_stage())
+def _ends_the_model(module: torch.nn.Module) -> bool:
+    chunk: Chunk = model_chunks(module)[0].chunk
+    return chunk.is_last

@@ -172,7 +172,7 @@ def _clip_grad_by_total_norm_fp32(
     grads = [p.grad.detach() for p in params if p.grad is not None]
     assert all(g.dtype == torch.float32 for g in grads)
     scale = max_norm / (total_norm + 1.0e-6)
-    if scale < 1.0:
+    if scale < 1.0 and grads:
         torch._foreach_mul_(grads, scale)
 
 

@@ -26,7 +26,9 @@ from trainer.megatron.optimizer import guarded_step, make_optimizer, set_learnin
 from trainer.megatron.passes import forward_backward, forward_only
 from trainer.megatron.shard import RowShard
 from trainer.megatron.spec import RankInfo, RankSpec
-from trainer.models.build import build_model
+from trainer.models.build import build_chunks
+from trainer.models.context import ContextRank
+from trainer.models.language_model import model_chunks
 from trainer.models.transformer import DTYPES
 from trainer.shared_tensors import TensorSharer
 from trainer.weights import WeightPublisher, write_checkpoint
@@ -42,7 +44,7 @@ class Training:
         self.spec = spec
         self._device = torch.device(device)
         layout = spec.config.layout
-        self.model = build_model(
+        self.model = build_chunks(
             hf_config=spec.model.hf_config,
             layout=layout,
             transformer=spec.config.transformer,
@@ -61,6 +63,7 @@ class Training:
             self._wrapped, spec.config, role=spec.role, dtype=DTYPES[spec.model.dtype]
         )
         self._multiple_of = layout.tensor if layout.sequence_parallel else 1
+        self._context = ContextRank(parallel_state.get_context_parallel_rank(), layout.context)
 
     def info(self) -> RankInfo:
         tensor_rank = parallel_state.get_tensor_model_parallel_rank()
@@ -69,7 +72,9 @@ class Training:
             data_rank=parallel_state.get_data_parallel_rank(),
             tensor_rank=tensor_rank,
             pipeline_rank=parallel_state.get_pipeline_model_parallel_rank(),
-            answers=tensor_rank == 0 and parallel_state.is_pipeline_last_stage(),
+            answers=tensor_rank == 0
+            and parallel_state.get_context_parallel_rank() == 0
+            and parallel_state.is_pipeline_last_stage(ignore_virtual=True),
             host=socket.gethostname(),
             pid=os.getpid(),
         )
@@ -92,9 +97,11 @@ class Training:
         """One optimizer step; `actions` of all data-parallel ranks together normalise the loss."""
         batches = self._micro_batches(shard)
         self.model.train()
-        self._wrapped.zero_grad_buffer()
+        for chunk in self._wrapped:
+            chunk.zero_grad_buffer()
         self._optimizer.zero_grad()
-        self.model.synchronise_mtp()
+        for part in model_chunks(self.model):
+            part.synchronise_mtp()
         loss_function = self._losses.bind(actions, batches)
         statistics = self._sum(forward_backward(self._wrapped, batches, loss_function), actions)
         lr = set_learning_rate(
@@ -128,20 +135,33 @@ class Training:
         write_checkpoint(self.model, self.spec.model.hf_config, directory)
 
     def _micro_batches(self, shard: RowShard) -> tuple[MicroBatch, ...]:
-        return micro_batches(shard, multiple_of=self._multiple_of, device=self._device)
+        layout = self.spec.config.layout
+        return micro_batches(
+            shard,
+            multiple_of=self._multiple_of,
+            device=self._device,
+            context=self._context,
+            # Megatron's interleaved schedule takes them in groups of as many as there are stages.
+            group_of=layout.pipeline if layout.virtual_pipeline > 1 else 1,
+        )
 
     def _scatter(
         self, shard: RowShard, batches: tuple[MicroBatch, ...], outputs: list[Tensor]
     ) -> Float32Array | None:
         """Results at the asked-for tokens, as a column of the shard."""
-        if not self.info().answers:
+        if not parallel_state.is_pipeline_last_stage(ignore_virtual=True):
             return None
         column = np.zeros(len(shard.columns["token_ids"]), np.float32)
         start = 0
         for batch, output in zip(batches, outputs, strict=True):
             column[start + batch.asked] = output.float().cpu().numpy()[: len(batch.asked)]
             start += batch.packed.num_tokens
-        return column
+        if self._context.size > 1:
+            # Each has the results of its own tokens, and zeros elsewhere.
+            whole = torch.from_numpy(column).to(self._device)
+            dist.all_reduce(whole, group=parallel_state.get_context_parallel_group())
+            column = whole.cpu().numpy()
+        return column if self.info().answers else None
 
     def _sum(self, statistics: list[dict[str, Tensor]], actions: int) -> dict[str, float]:
         """Over micro-batches and data-parallel ranks, as means over actions; {} where there are none."""
@@ -150,7 +170,9 @@ class Training:
         names = list(statistics[0])
         table = torch.stack([torch.stack([s[n].double() for n in names]) for s in statistics])
         total = table.sum(dim=0)
-        dist.all_reduce(total, group=parallel_state.get_data_parallel_group())
+        dist.all_reduce(
+            total, group=parallel_state.get_data_parallel_group(with_context_parallel=True)
+        )
         sums = dict(zip(names, total.tolist(), strict=True))
         return {
             name: s if name == "loss" or name.startswith(MTP) else s / actions

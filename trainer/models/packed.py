@@ -99,8 +99,7 @@ class PackedBatch:
         """
         lengths = [len(row) for row in rows if len(row)]
         num_tokens = sum(lengths)
-        multiple_of *= context.parts
-        padding = -num_tokens % multiple_of if num_tokens else multiple_of
+        padding = packed_length(num_tokens, multiple_of * context.parts) - num_tokens
         ids = np.full(num_tokens + padding, PADDING_TOKEN, dtype=np.int64)
         if num_tokens:
             np.concatenate(rows, out=ids[:num_tokens], casting="same_kind")
@@ -162,6 +161,11 @@ class PackedBatch:
         if key not in self._rotations:
             self._rotations[key] = _rotation(self.positions, head_dim, theta, dtype)
         return self._rotations[key]
+
+
+def packed_length(num_tokens: int, multiple_of: int) -> int:
+    """Tokens of a packed row with its padding; a row of nothing is all padding."""
+    return max(-(-num_tokens // multiple_of), 1) * multiple_of
 
 
 def forward(model: torch.nn.Module, packed: PackedBatch) -> Tensor:

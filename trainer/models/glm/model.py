@@ -6,6 +6,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from megatron.core import parallel_state
 from megatron.core.fusions.fused_bias_dropout import get_bias_dropout_add
 from megatron.core.tensor_parallel import (
@@ -80,6 +81,7 @@ class GlmModel(LanguageModel):
         self.mtp_embedding: MtpEmbedding | None = None
         if shape.mtp_layers and role == "policy":
             self._add_mtp(Place(shape.layers, shape.layers, part, "absorbed"), train_indexer)
+        _mark_experts(self)
 
     def _add_mtp(self, place: Place, train_indexer: bool) -> None:
         if self.chunk.is_last:
@@ -173,6 +175,18 @@ def _experts_spec(shape: GlmShape) -> ModuleSpec:
             shared_experts=shared if shape.shared_experts else None,
         ),
     )
+
+
+def _mark_experts(model: torch.nn.Module) -> None:
+    """Experts' gradients are summed over the ranks that have the same experts, which see other tokens.
+
+    Megatron 0.16.1 marks them only where experts are spread over ranks. Where they are not, but tensor
+    parallelism splits the tokens, their gradients would be those of one part of the tokens.
+    """
+    for module in model.modules():
+        if isinstance(module, SequentialMLP):
+            for parameter in module.parameters():
+                parameter.allreduce = False
 
 
 def _users(shape: GlmShape, chunk: Chunk) -> dict[int, frozenset[int]]:
