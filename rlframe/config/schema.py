@@ -111,6 +111,26 @@ class MtpConfig:
 
 
 @dataclass
+class IndexerConfig:
+    """How the indexers of sparse attention learn, by the divergence of their scores from attention (GLM)."""
+
+    mode: str = knob(
+        "frozen",
+        help="`frozen`: as in the checkpoint (RL); `sparse`: beside everything else, over the chosen rows; "
+        "`dense_warmup`: over every row, attention dense, nothing else learns",
+        allowed=("frozen", "sparse", "dense_warmup"),
+    )
+    target: str = knob(
+        "own",
+        help="attention of the indexer's own layer, or the mean over all layers that it serves",
+        allowed=("own", "served"),
+    )
+    coefficient: float = knob(
+        1e-3, help="of the divergence, a mean over the tokens of the mini-batch", minimum=0.0
+    )
+
+
+@dataclass
 class RoleConfig:
     """One model in training: its layout and its optimizer."""
 
@@ -132,6 +152,7 @@ class RoleConfig:
         help="fields of megatron.core.distributed.DistributedDataParallelConfig, by their own names",
     )
     path: str = knob("", help="critic only: its own checkpoint; empty: start from the policy's")
+    indexer: IndexerConfig = field(default_factory=IndexerConfig)
 
 
 @dataclass

@@ -106,7 +106,7 @@ def test_value_and_gradient_are_those_of_the_equations(
             loss.add(q, rows, scale=SCALE)
     assert loss.divergence is not None
     torch.testing.assert_close(loss.divergence, expected.detach(), rtol=0, atol=1e-10)
-    torch.testing.assert_close(loss.gradients(), wanted, rtol=0, atol=1e-10)
+    torch.testing.assert_close(loss.take_gradients(), wanted, rtol=0, atol=1e-10)
 
 
 def test_only_the_indexer_learns_and_the_scale_of_the_other_loss_does_not_matter() -> None:
@@ -118,13 +118,17 @@ def test_only_the_indexer_learns_and_the_scale_of_the_other_loss_does_not_matter
         *index, selection=Ranges(first, last), token_weights=torch.full((20,), 0.05).double()
     )
     loss.add(q, rows, scale=SCALE)
+    twin = IndexerLoss(
+        *index, selection=Ranges(first, last), token_weights=torch.full((20,), 0.05).double()
+    )
+    twin.add(q, rows, scale=SCALE)
     attached = attach(output, *index, loss=loss)
     assert torch.equal(attached, output)
     (1e6 * attached.sum()).backward()  # type: ignore[no-untyped-call]
     assert torch.equal(output.grad, torch.full_like(output, 1e6))  # type: ignore[arg-type]
     assert q.grad is None
     assert rows.grad is None
-    torch.testing.assert_close(tuple(x.grad for x in index), loss.gradients())
+    torch.testing.assert_close(tuple(x.grad for x in index), twin.take_gradients())
 
 
 def test_recompute_finds_what_the_first_pass_left() -> None:
@@ -177,7 +181,7 @@ def test_a_missing_layer_is_said() -> None:
     loss = IndexerLoss(*index, selection=Ranges(first, last), token_weights=torch.ones(5), served=2)
     loss.add(*layers[0], scale=SCALE)
     with pytest.raises(RunError, match="serves 2 layers has seen 1"):
-        loss.gradients()
+        loss.take_gradients()
 
 
 @pytest.mark.parametrize("stage", ["dense", "sparse"])
@@ -217,7 +221,7 @@ def test_one_sequence_agrees_with_megatron(stage: str) -> None:
     loss.add(q, rows, scale=SCALE)
     assert loss.divergence is not None
     torch.testing.assert_close(loss.divergence, theirs.detach(), rtol=0, atol=1e-6)
-    torch.testing.assert_close(loss.gradients(), wanted, rtol=0, atol=1e-6)
+    torch.testing.assert_close(loss.take_gradients(), wanted, rtol=0, atol=1e-6)
 
 
 def half_of_the_heads(rank: int, world_size: int, init_method: str) -> list[float]:
@@ -235,7 +239,7 @@ def half_of_the_heads(rank: int, world_size: int, init_method: str) -> list[floa
         for q, rows in layers:
             loss.add(q[:, heads], rows, scale=SCALE)
         assert loss.divergence is not None
-        return loss.divergence, *loss.gradients()
+        return loss.divergence, *loss.take_gradients()
 
     whole = gradients(slice(0, HEADS), None)
     mine = gradients(slice(rank * HEADS // 2, (rank + 1) * HEADS // 2), dist.group.WORLD)

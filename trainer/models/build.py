@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from rlframe.config.schema import LayoutConfig, MtpConfig
+from rlframe.config.schema import IndexerConfig, LayoutConfig, MtpConfig
 from rlframe.model_shapes.dense import DenseShape
 from rlframe.model_shapes.glm import MODEL_TYPE as GLM
 from rlframe.model_shapes.glm import GlmShape
@@ -36,6 +36,7 @@ def build_model(
     seed: int,
     path: str = "",
     mtp: MtpConfig = NO_MTP,
+    indexer: IndexerConfig | None = None,
 ) -> LanguageModel:
     """This rank's part of the model: `build_chunks`' only one. Virtual pipelining has several."""
     (model,) = build_chunks(
@@ -48,6 +49,7 @@ def build_model(
         seed=seed,
         path=path,
         mtp=mtp,
+        indexer=indexer,
     )
     assert isinstance(model, LanguageModel)
     return model
@@ -64,6 +66,7 @@ def build_chunks(
     seed: int,
     path: str = "",
     mtp: MtpConfig = NO_MTP,
+    indexer: IndexerConfig | None = None,
 ) -> torch.nn.ModuleList:
     """This rank's `LanguageModel` chunks, filled from the checkpoint at `path` or, without one, at random.
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -19,6 +19,9 @@ from torch import Tensor
 
 from trainer.models.context import ALONE, ContextRank
 from trainer.models.shared_ids import SharedIds
+
+if TYPE_CHECKING:
+    from trainer.models.glm.indexer_loss import IndexerLoss
 
 PADDING_TOKEN = 0
 
@@ -75,6 +78,10 @@ class PackedBatch:
     """Per part of this rank's pipeline stage: the ids chosen in this micro-batch, while they are needed."""
     mtp: MtpStates | None = field(default=None, repr=False)
     """What the last forward pass in training drafted, for the loss; the last pipeline stage sets it."""
+    indexer_weight: float = 0.0
+    """What each token's divergence counts in the indexers' loss: coefficient / tokens of the global batch."""
+    indexer_losses: dict[int, IndexerLoss] = field(default_factory=dict, repr=False)
+    """Per layer that owns an indexer: its loss, from its forward pass on."""
     qkv_format: str = "packed"
     """Not Megatron's `thd`, which would loop over the sequences in Python."""
     _rotations: dict[tuple[int, float, torch.dtype], tuple[Tensor, Tensor]] = field(

@@ -32,12 +32,13 @@ from rlframe.model_shapes.glm import GlmShape
 from trainer.models.glm.indexer import Indexer
 from trainer.models.glm.key_selection import select_keys
 from trainer.models.glm.rotary import rotate_pairs
-from trainer.models.glm.sparse_attention import sparse_attention
+from trainer.models.glm.sparse_attention import dense_attention, sparse_attention
 from trainer.models.layers import ReplicatedLinear, RMSNorm
 from trainer.models.packed import PackedBatch
 from trainer.models.packed_attention import causal_attention
 
-Form = Literal["auto", "absorbed", "expanded"]
+Form = Literal["auto", "absorbed", "expanded", "dense"]
+"""`dense`: absorbed, over every row in range; nothing is chosen (the indexers' warm-up)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +55,7 @@ class AttentionRecord:
     query_latent: Tensor  # [t, query_rank]: qr, normalised
     queries: Tensor  # [T, heads of this rank, latent + rope], absorbed
     rows: Tensor  # [K, latent + rope]
-    ids: Tensor  # [T, k]
+    ids: Tensor | None  # [T, k]; None: every row in range
     scale: float
 
 
@@ -134,9 +135,12 @@ class LatentAttention(MegatronModule):  # type: ignore[misc]
         if self.expands(packed):
             out = self.attend_expanded(queries, rows, packed)
         else:
-            ids = self.ids(inputs, latent, packed)
             absorbed = self.absorb(queries)
-            taken = self.attend(absorbed, rows, ids)
+            if self.place.form == "dense":
+                ids, taken = None, self.attend_all(absorbed, rows, packed)
+            else:
+                ids = self.ids(inputs, latent, packed)
+                taken = self.attend(absorbed, rows, ids)
             if self.observer is not None:
                 record = self._record(inputs, latent, absorbed, rows, ids)
                 taken = self.observer(self, record, packed, taken)
@@ -259,6 +263,25 @@ class LatentAttention(MegatronModule):  # type: ignore[misc]
                 queries, rows, ids, scale=self.scale, value_dim=self.shape.latent_rank
             )
 
+        return self._maybe_again(core, queries, rows)
+
+    def attend_all(self, queries: Tensor, rows: Tensor, packed: PackedBatch) -> Tensor:
+        """Absorbed queries over every row in range -> [T, heads, latent]."""
+        last = packed.rows
+
+        def core(queries: Tensor, rows: Tensor) -> Tensor:
+            return dense_attention(
+                queries,
+                rows,
+                first_rows=last - packed.positions,
+                last_rows=last,
+                scale=self.scale,
+                value_dim=self.shape.latent_rank,
+            )
+
+        return self._maybe_again(core, queries, rows)
+
+    def _maybe_again(self, core: Callable[..., Tensor], queries: Tensor, rows: Tensor) -> Tensor:
         if self.recomputes_core and self.training:
             return tensor_parallel.checkpoint(core, False, queries, rows)  # type: ignore[no-any-return]
         return core(queries, rows)
@@ -278,7 +301,7 @@ class LatentAttention(MegatronModule):  # type: ignore[misc]
         return by_head[:, : self.shape.nope_dim], by_head[:, self.shape.nope_dim :]
 
     def _record(
-        self, inputs: Tensor, latent: Tensor, queries: Tensor, rows: Tensor, ids: Tensor
+        self, inputs: Tensor, latent: Tensor, queries: Tensor, rows: Tensor, ids: Tensor | None
     ) -> AttentionRecord:
         return AttentionRecord(
             layer=self.place.layer,

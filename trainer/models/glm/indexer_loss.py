@@ -54,12 +54,13 @@ class IndexerLoss:
         self._group = group
         self._attention: list[tuple[Tensor, Tensor, float]] = []
         self._gradients: tuple[Tensor, Tensor, Tensor] | None = None
+        self._complete = False
         self.divergence: Tensor | None = None
 
     @property
     def complete(self) -> bool:
         """Every served layer has been here; a replay has nothing to add."""
-        return self._gradients is not None
+        return self._complete
 
     @torch.no_grad()
     def add(self, queries: Tensor, rows: Tensor, *, scale: float) -> None:
@@ -69,15 +70,17 @@ class IndexerLoss:
         self._attention.append((queries.detach(), rows.detach(), scale))
         if len(self._attention) == self._served:
             self._finish()
+            self._complete = True
             self._attention.clear()
 
-    def gradients(self) -> tuple[Tensor, Tensor, Tensor]:
-        """dL of queries, weights and keys. Raises RunError if layers are missing."""
+    def take_gradients(self) -> tuple[Tensor, Tensor, Tensor]:
+        """dL of queries, weights and keys; they are handed out once. Raises RunError if layers are missing."""
         if self._gradients is None:
             raise RunError(
                 f"an indexer that serves {self._served} layers has seen {len(self._attention)} of them."
             )
-        return self._gradients
+        gradients, self._gradients = self._gradients, None
+        return gradients
 
     def _finish(self) -> None:
         queries, weights, keys = self._index
@@ -156,4 +159,4 @@ class _Attach(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        return grads[0], *ctx.loss.gradients(), None
+        return grads[0], *ctx.loss.take_gradients(), None

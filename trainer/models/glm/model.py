@@ -145,7 +145,9 @@ class GlmModel(LanguageModel):
         return source
 
     def _ids_matter(self, packed: PackedBatch) -> bool:
-        return self._form == "absorbed" or not takes_all(self._glm, packed)
+        if self._form != "auto":
+            return self._form == "absorbed"
+        return not takes_all(self._glm, packed)
 
 
 def glm_layer_spec(shape: GlmShape, place: Place, *, train_indexer: bool) -> ModuleSpec:
