@@ -20,6 +20,7 @@ from torch import Tensor
 
 from rlframe.types import Float32Array, WeightManifest
 from trainer.megatron import checkpoint
+from trainer.megatron.indexer_learning import IndexerLearning
 from trainer.megatron.loss_functions import Losses
 from trainer.megatron.micro_batch import MicroBatch, micro_batches
 from trainer.megatron.optimizer import guarded_step, make_optimizer, set_learning_rate, wrap_model
@@ -54,7 +55,9 @@ class Training:
             seed=spec.model.seed,
             path=spec.model.path,
             mtp=spec.mtp,
+            indexer=spec.config.indexer,
         )
+        self._indexers = IndexerLearning(self.model, spec.config.indexer, self._device)
         self._losses = Losses(self.model, spec.objective, spec.mtp)
         self._publisher = WeightPublisher(self.model)
         self._sharer: TensorSharer | None = None
@@ -100,10 +103,12 @@ class Training:
         for chunk in self._wrapped:
             chunk.zero_grad_buffer()
         self._optimizer.zero_grad()
+        self._indexers.weigh(batches)
         for part in model_chunks(self.model):
             part.synchronise_mtp()
         loss_function = self._losses.bind(actions, batches)
         statistics = self._sum(forward_backward(self._wrapped, batches, loss_function), actions)
+        learned = self._indexers.statistics(batches)
         lr = set_learning_rate(
             self._optimizer, self.spec.config, step=step, total_steps=self.spec.total_steps
         )
@@ -112,6 +117,7 @@ class Training:
             return None
         return {
             **statistics,
+            **learned,
             "grad_norm": outcome.grad_norm,
             "lr": lr,
             "skipped": float(not outcome.stepped),

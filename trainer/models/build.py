@@ -16,13 +16,17 @@ from rlframe.model_shapes.glm_layout import check_layout, glm_chunks
 from rlframe.model_shapes.mtp import check_mtp
 from rlframe.model_shapes.pipeline import Chunk, chunks_of
 from trainer.models.dense_model import dense_specs
+from trainer.models.glm import indexer_training
+from trainer.models.glm.attention import Form
 from trainer.models.glm.config import glm_fields
 from trainer.models.glm.model import GlmModel
 from trainer.models.hf_bridge import init_random, load_hf
 from trainer.models.language_model import LanguageModel, Role
 from trainer.models.transformer import dense_fields, transformer_config
 
-NO_MTP = MtpConfig()
+NO_MTP, FROZEN_INDEXERS = MtpConfig(), IndexerConfig()
+FORMS: dict[str, Form] = {"frozen": "auto", "sparse": "absorbed", "dense_warmup": "dense"}
+"""How attention is computed in each mode of `IndexerConfig`: its loss reads absorbed queries."""
 
 
 def build_model(
@@ -36,7 +40,7 @@ def build_model(
     seed: int,
     path: str = "",
     mtp: MtpConfig = NO_MTP,
-    indexer: IndexerConfig | None = None,
+    indexer: IndexerConfig = FROZEN_INDEXERS,
 ) -> LanguageModel:
     """This rank's part of the model: `build_chunks`' only one. Virtual pipelining has several."""
     (model,) = build_chunks(
@@ -66,7 +70,7 @@ def build_chunks(
     seed: int,
     path: str = "",
     mtp: MtpConfig = NO_MTP,
-    indexer: IndexerConfig | None = None,
+    indexer: IndexerConfig = FROZEN_INDEXERS,
 ) -> torch.nn.ModuleList:
     """This rank's `LanguageModel` chunks, filled from the checkpoint at `path` or, without one, at random.
 
@@ -76,7 +80,8 @@ def build_chunks(
     Raises UserError for a config, a layout, a pass-through field or a checkpoint that does not fit.
     """
     if hf_config.get("model_type") == GLM:
-        model = _make_glm(hf_config, layout, transformer, role, dtype, mtp)
+        form = FORMS[indexer.mode]
+        model = _make_glm(hf_config, layout, transformer, role, dtype, mtp, form)
     else:
         check_mtp(mtp, None, layout, role)
         model = _make_dense(hf_config, layout, transformer, role, dtype)
@@ -85,6 +90,7 @@ def build_chunks(
     else:
         init_random(model, seed=seed)
     model.to(device)
+    indexer_training.prepare(model, indexer, key=f"trainer.{role}.indexer")
     return model
 
 
@@ -111,6 +117,7 @@ def _make_glm(
     role: Role,
     dtype: str,
     mtp: MtpConfig,
+    form: Form,
 ) -> torch.nn.ModuleList:
     shape = GlmShape.from_hf(hf_config)
     check_layout(shape, layout, key=f"trainer.{role}.layout")
@@ -122,7 +129,7 @@ def _make_glm(
     config = transformer_config(fields, layout=layout, dtype=dtype, passed=transformer, role=role)
     return torch.nn.ModuleList(
         [
-            GlmModel(config, shape, role=role, chunks=chunks, part=part, mtp=mtp)
+            GlmModel(config, shape, role=role, chunks=chunks, part=part, mtp=mtp, form=form)
             for part in range(layout.virtual_pipeline)
         ]
     )
