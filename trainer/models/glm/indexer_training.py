@@ -17,9 +17,11 @@ from torch import Tensor
 
 from rlframe.config.schema import IndexerConfig
 from rlframe.errors import UserError
+from rlframe.model_shapes.glm import GlmShape
 from trainer.models.glm.attention import AttentionRecord, LatentAttention
 from trainer.models.glm.indexer_loss import IndexerLoss, attach
 from trainer.models.glm.tiles import Ids, Ranges
+from trainer.models.language_model import LanguageModel, model_chunks
 from trainer.models.packed import PackedBatch
 
 
@@ -36,7 +38,7 @@ def prepare(model: torch.nn.Module, config: IndexerConfig, *, key: str) -> None:
     if not layers:
         raise UserError(f"{key}.mode={config.mode} trains indexers, and this model has none.")
     if config.target == "served":
-        _check_groups(layers, key)
+        _check_groups(model_chunks(model)[0], key)
     if config.mode == "dense_warmup":
         model.requires_grad_(False)
     trainer = IndexerTrainer(_served(layers) if config.target == "served" else {})
@@ -125,17 +127,16 @@ def _served(layers: Sequence[LatentAttention]) -> dict[int, int]:
     return dict(Counter(layer.place.source for layer in layers))
 
 
-def _check_groups(layers: Sequence[LatentAttention], key: str) -> None:
-    parts: dict[int, set[int]] = {}
-    for layer in layers:
-        parts.setdefault(layer.place.source, set()).add(layer.place.part)
-    owned = {layer.place.layer for layer in layers if layer.indexer is not None}
-    for source, at in parts.items():
-        if source not in owned or len(at) > 1:
+def _check_groups(model: LanguageModel, key: str) -> None:
+    """Looks at the whole model, so that every rank raises."""
+    shape = model.shape
+    assert isinstance(shape, GlmShape)
+    for number, chunk in enumerate(model.chunks):
+        if not shape.indexer_types[chunk.first]:
             raise UserError(
-                f"{key}.target=served needs every layer in the pipeline part of its indexer, but layer "
-                f"{source} serves layers of another part: set pipeline_layers so that each part begins "
-                f"with an indexer's layer, or {key}.target=own."
+                f"{key}.target=served needs every layer in the pipeline part of its indexer, but part "
+                f"{number} begins with layer {chunk.first}, which has none: choose pipeline_layers so that "
+                f"each part begins with an indexer's layer, or {key}.target=own."
             )
 
 
