@@ -52,11 +52,12 @@ PLAN = """examples:
   rlframe plan model=glm_5_2 model.dtype=bfloat16 trainer.max_tokens_per_micro_batch=32768 \\
       trainer.policy.layout={data:16,pipeline:16,expert:16}
                                                      memory of the ranks of this layout
+  rlframe plan model=glm_5_2 --count                 beside the formulas, a count on the real modules
   rlframe plan model=glm_5_2 --json plan.json --plot plan.png
                                                      for a program, and for a page
 
-Nothing is started, downloaded or written. All figures are formulas; tests hold them to within 1% of operations
-counted on the real model. `rlframe train ... --dry-run` shows what a whole run would start.
+Nothing is started or downloaded. All figures are formulas; `--count` counts parameters and operations a second
+time, on the real modules. `rlframe train ... --dry-run` shows what a whole run would start.
 """
 CONFIG = """examples:
   rlframe config experiment=smoke                    the resolved configuration, as a run would save it
@@ -129,6 +130,9 @@ def _parsers() -> tuple[_Parser, dict[str, _Parser]]:
         "--averaged", action="store_true", help="operations of a mean token of a prompt"
     )
     plan.add_argument("--json", metavar="FILE", help="write everything to this file")
+    plan.add_argument(
+        "--count", action="store_true", help="also count on the real modules (loads Megatron)"
+    )
     plan.add_argument("--plot", metavar="FILE", help="write a picture (PNG)")
     for taking in (train, explain, config, plan):
         taking.add_argument("overrides", nargs="*", metavar="key=value", help="what to change")

@@ -89,6 +89,7 @@ def _plan(given: argparse.Namespace) -> int:
         averaged=given.averaged,
         json_file=given.json,
         plot=given.plot,
+        count=given.count,
     )
 
 

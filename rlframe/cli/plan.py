@@ -17,7 +17,7 @@ from rlframe.errors import UserError
 from rlframe.model_costs.layouts import layout_problem
 from rlframe.model_costs.plan import DRAFT_STEPS, Plan, make_plan
 from rlframe.model_costs.training_memory import RankMemory
-from rlframe.model_shapes.family import read_shape
+from rlframe.model_shapes.family import ModelShape, read_shape
 
 DTYPE_BYTES = {"float32": 4, "bfloat16": 2}
 WIDTH = 110
@@ -31,6 +31,7 @@ def run_plan(
     averaged: bool,
     json_file: str | None,
     plot: str | None,
+    count: bool = False,
     console: Console | None = None,
 ) -> int:
     """Prints the plan; writes it as JSON and as a picture where that is asked for."""
@@ -52,6 +53,9 @@ def run_plan(
     for section in (_parameters, _operations, _sharing, _cache, _training):
         for part in section(plan):
             out.print(part)
+    if count:
+        for line in _counted(shape, plan.by_context[-1].context):
+            out.print(line)
     if json_file is not None:
         Path(json_file).write_text(json.dumps(asdict(plan), indent=2) + "\n")
         out.print(f"wrote {json_file}")
@@ -162,6 +166,19 @@ def _cache(plan: Plan) -> Iterator[Any]:
         if plan.kv_every_layer:
             cells.append(f"{plan.kv_every_layer[index].total:,}")
         table.add_row(*cells)
+    yield table
+
+
+def _counted(shape: ModelShape, context: int) -> Iterator[Any]:
+    from rlframe.launch.count import counted_beside_formula
+
+    yield (
+        f"\n[bold]counted[/]  on the real modules, on the meta device, at {context:,} tokens "
+        "(a minute or two)"
+    )
+    table = _table("part", "formula", "counted", "counted / formula")
+    for name, formula, counted in counted_beside_formula(shape, context=context):
+        table.add_row(name, f"{formula:,.0f}", f"{counted:,.0f}", f"{counted / formula:.4f}")
     yield table
 
 

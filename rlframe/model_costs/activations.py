@@ -63,7 +63,7 @@ def _feed_forward(hidden: int, ffn: int, layout: LayoutConfig, b: int) -> float:
 
 def _experts(shape: GlmShape, layout: LayoutConfig, b: int) -> float:
     hidden, ffn = shape.hidden_size, shape.expert_ffn_size
-    router = (hidden + 3 * shape.experts) * FLOAT32
+    router = shape.experts * FLOAT32
     routed = shape.experts_per_token * (hidden + 5 * ffn) * b
     shared = _feed_forward(hidden, ffn * shape.shared_experts, layout, b)
     return (router + routed) / _sequence_split(layout) + shared
