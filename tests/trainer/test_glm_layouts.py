@@ -11,7 +11,7 @@ from rlframe.config.schema import LayoutConfig
 from tests.trainer.spawn import run_ranks
 from tests.trainer.tiny import rows
 from tests.trainer.tiny_glm import TINY_GLM
-from tests.trainer.training_ranks import join_ranks
+from tests.trainer.training_ranks import join_ranks, randomise_biases
 
 LENGTHS = (5, 40, 1, 17, 63)
 SHARED_START = "5+4"  # the second part begins with layer 5, which shares the ids of layer 2
@@ -89,17 +89,6 @@ def forward_backward_export(
                 parameter.data = parameter.main_grad
         results[f"{role} gradients"] = {n: t.clone() for n, t in export_hf(model)}
     return results
-
-
-def randomise_biases(model: torch.nn.Module) -> None:
-    """The router's, which start at zero; by layer, so that every layout has the same."""
-    from trainer.models.language_model import model_chunks
-
-    for chunk in model_chunks(model):
-        for layer in chunk.decoder.layers:
-            if hasattr(layer.mlp, "router"):
-                generator = torch.Generator().manual_seed(layer.layer_number)
-                layer.mlp.router.expert_bias.normal_(0.0, 0.02, generator=generator)
 
 
 def _run_schedule(

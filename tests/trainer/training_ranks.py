@@ -48,3 +48,14 @@ def update(
 def parameters(training: Training) -> dict[str, np.ndarray[Any, Any]]:
     """Whole tensors by Hugging Face name, on rank 0; collective."""
     return {name: tensor.float().numpy().copy() for name, tensor in export_hf(training.model)}
+
+
+def randomise_biases(model: torch.nn.Module) -> None:
+    """The router's, which start at zero; by layer, so that every layout has the same."""
+    from trainer.models.language_model import model_chunks
+
+    for chunk in model_chunks(model):
+        for layer in chunk.decoder.layers:
+            if hasattr(layer.mlp, "router"):
+                generator = torch.Generator().manual_seed(layer.layer_number)
+                layer.mlp.router.expert_bias.normal_(0.0, 0.02, generator=generator)
