@@ -1,6 +1,6 @@
 """Plain language modelling of the corpus with a trainer's own rank: `Training`, in this process, alone.
 
-    with one_rank(hf_config, config=RoleConfig(lr=3e-3), steps=500) as training:
+    with one_rank(hf_config, config=PolicyRoleConfig(lr=3e-3), steps=500) as training:
         losses = pretrain(training, corpus.training, steps=500, sequences=4, length=512, seed=1)
         print(held_out_loss(training, even_windows(corpus.held_out, count=64, length=512)))
         training.export_hf(directory)
@@ -20,7 +20,7 @@ import numpy as np
 import torch
 
 from examples.stdlib_text.corpus import Ids, windows
-from rlframe.config.schema import RoleConfig
+from rlframe.config.schema import PolicyRoleConfig
 from trainer.megatron.parallel import destroy_parallel, init_parallel
 from trainer.megatron.shard import RowShard
 from trainer.megatron.spec import ModelSource, RankSpec
@@ -32,7 +32,7 @@ from trainer.objective import SftObjective
 def one_rank(
     hf_config: Mapping[str, Any],
     *,
-    config: RoleConfig,
+    config: PolicyRoleConfig,
     steps: int,
     path: str = "",
     seed: int = 1,

@@ -152,14 +152,14 @@ class RoleConfig:
         help="fields of megatron.core.distributed.DistributedDataParallelConfig, by their own names",
     )
     path: str = knob("", help="critic only: its own checkpoint; empty: start from the policy's")
-    indexer: IndexerConfig = field(default_factory=IndexerConfig)
 
 
 @dataclass
 class PolicyRoleConfig(RoleConfig):
-    """The policy is a role that may draft, too."""
+    """The policy is a role that may draft, and whose indexers may learn; a critic's stay as they are."""
 
     mtp: MtpConfig = field(default_factory=MtpConfig)
+    indexer: IndexerConfig = field(default_factory=IndexerConfig)
 
 
 @dataclass

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from rlframe.config.schema import MtpConfig, PolicyRoleConfig, RoleConfig
+from rlframe.config.schema import IndexerConfig, MtpConfig, PolicyRoleConfig, RoleConfig
 from trainer.objective import Objective
 
 Role = Literal["policy", "critic"]
@@ -47,6 +47,12 @@ class RankSpec:
     def mtp(self) -> MtpConfig:
         """Off for a critic."""
         return self.config.mtp if isinstance(self.config, PolicyRoleConfig) else MtpConfig()
+
+    @property
+    def indexer(self) -> IndexerConfig:
+        """Frozen for a critic."""
+        config = self.config
+        return config.indexer if isinstance(config, PolicyRoleConfig) else IndexerConfig()
 
     @property
     def layout(self) -> dict[str, int]:

@@ -55,9 +55,9 @@ class Training:
             seed=spec.model.seed,
             path=spec.model.path,
             mtp=spec.mtp,
-            indexer=spec.config.indexer,
+            indexer=spec.indexer,
         )
-        self._indexers = IndexerLearning(self.model, spec.config.indexer, self._device)
+        self._indexers = IndexerLearning(self.model, spec.indexer, self._device)
         self._losses = Losses(self.model, spec.objective, spec.mtp)
         self._publisher = WeightPublisher(self.model)
         self._sharer: TensorSharer | None = None
