@@ -20,7 +20,7 @@ import numpy as np
 import torch
 
 from examples.stdlib_text.corpus import Ids, windows
-from rlframe.config.schema import PolicyRoleConfig
+from rlframe.config.schema import LayoutConfig, PolicyRoleConfig
 from trainer.megatron.parallel import destroy_parallel, init_parallel
 from trainer.megatron.shard import RowShard
 from trainer.megatron.spec import ModelSource, RankSpec
@@ -37,13 +37,17 @@ def one_rank(
     path: str = "",
     seed: int = 1,
 ) -> Iterator[Training]:
-    """A policy on one CPU rank, from the checkpoint at `path` or random weights of `seed`.
+    """`start` within `one_process`."""
+    with one_process(seed=seed):
+        yield start(hf_config, config=config, steps=steps, path=path, seed=seed)
 
-    `steps`: of the learning rate's schedule.
-    """
+
+@contextmanager
+def one_process(*, seed: int = 1) -> Iterator[None]:
+    """This process is a role's only rank, on the CPU with one thread."""
     torch.set_num_threads(1)
     init_parallel(
-        layout=config.layout,
+        layout=LayoutConfig(),
         rank=0,
         world_size=1,
         init_method=f"tcp://127.0.0.1:{_free_port()}",
@@ -51,6 +55,24 @@ def one_rank(
         timeout_s=60,
         seed=seed,
     )
+    try:
+        yield
+    finally:
+        destroy_parallel()
+
+
+def start(
+    hf_config: Mapping[str, Any],
+    *,
+    config: PolicyRoleConfig,
+    steps: int,
+    path: str = "",
+    seed: int = 1,
+) -> Training:
+    """A policy from the checkpoint at `path`, or of random weights of `seed`; several may stand together.
+
+    `steps`: of the learning rate's schedule.
+    """
     spec = RankSpec(
         role="policy",
         rank=0,
@@ -62,10 +84,7 @@ def one_rank(
         num_threads=1,
         collective_timeout_s=60.0,
     )
-    try:
-        yield Training(spec, "cpu")
-    finally:
-        destroy_parallel()
+    return Training(spec, "cpu")
 
 
 def pretrain(
@@ -76,13 +95,17 @@ def pretrain(
     sequences: int,
     length: int,
     seed: int,
+    first_step: int = 0,
     report_every: int = 50,
     label: str = "",
 ) -> list[dict[str, float]]:
-    """`steps` optimizer steps on `sequences` random windows each; the statistics of every step."""
+    """`steps` optimizer steps on `sequences` random windows each; the statistics of every step.
+
+    `first_step`: how many were done before, where training goes on.
+    """
     history = []
     began = time.monotonic()
-    for step in range(steps):
+    for step in range(first_step, first_step + steps):
         rows = windows(ids, count=sequences, length=length, seed=seed * 1_000_003 + step)
         shard = shard_of(rows)
         statistics = training.update(
@@ -92,9 +115,9 @@ def pretrain(
         history.append(statistics)
         if (step + 1) % report_every == 0:
             recent = [s["loss"] for s in history[-report_every:]]
-            speed = (step + 1) * sequences * length / (time.monotonic() - began)
+            speed = len(history) * sequences * length / (time.monotonic() - began)
             print(
-                f"  {label}{step + 1:6}/{steps}  loss {np.mean(recent):.4f}  {speed:7.0f} tok/s",
+                f"  {label}{step + 1:6}  loss {np.mean(recent):.4f}  {speed:7.0f} tok/s",
                 flush=True,
             )
     return history
