@@ -91,6 +91,10 @@ def build_chunks(
         init_random(model, seed=seed)
     model.to(device)
     indexer_training.prepare(model, indexer, key=f"trainer.{role}.indexer")
+    if mtp.mode == "frozen_trunk":
+        for chunk in model:
+            assert isinstance(chunk, GlmModel)
+            chunk.freeze_trunk()
     return model
 
 

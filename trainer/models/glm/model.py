@@ -101,10 +101,16 @@ class GlmModel(LanguageModel):
                 own=self.embedding if self.chunk.is_first else None,
                 pg_collection=self.pg_collection,
             )
-        if self.mtp_options.mode == "frozen_trunk":
-            for name, parameter in self.named_parameters():
-                if not name.startswith("mtp_layer."):
-                    parameter.requires_grad_(False)
+
+    def freeze_trunk(self) -> None:
+        """Only the MTP layer is left to train, its indexer where that does."""
+        own = "mtp_layer."
+        for name, parameter in self.named_parameters():
+            if not name.startswith(own):
+                parameter.requires_grad_(False)
+        for name, module in self.named_modules():
+            if isinstance(module, LatentAttention) and not name.startswith(own):
+                module.observer = None
 
     def synchronise_mtp(self) -> None:
         if self.mtp_embedding is not None:

@@ -117,13 +117,16 @@ class MtpLayer(MegatronModule):  # type: ignore[misc]
         queries = attention.absorb(attention.queries(latent, self._angles(packed, step)))
         if rows is None:
             rows = attention.rows(inputs, packed)
+        chooses = not (self.shape.mtp_index_share and step.number > 1)
         if step.ids is None:
             step.ids = attention.choose(inputs, latent, packed)
         taken = attention.attend(queries, rows, step.ids)
-        if attention.observer is not None and step.number == 1:
+        if attention.observer is not None and chooses:
+            # A number for each step, as each is a source of its own to whoever trains the indexer.
+            number = attention.place.layer + step.number - 1
             record = AttentionRecord(
-                layer=attention.place.layer,
-                source=attention.place.source,
+                layer=number,
+                source=number,
                 inputs=inputs.detach(),
                 query_latent=latent.detach(),
                 queries=queries.detach(),
