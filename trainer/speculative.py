@@ -67,6 +67,13 @@ class Acceptance:
         return sum(self.reached) / self.rounds
 
     @property
+    def standard_error(self) -> float:
+        """Of `length`, as if all rounds were independent."""
+        mean = self.length_without_bonus
+        squares = sum((2 * k + 1) * hits for k, hits in enumerate(self.reached)) / self.rounds
+        return float(((squares - mean**2) / self.rounds) ** 0.5)
+
+    @property
     def rates(self) -> tuple[float, ...]:
         """Per step, the share of accepted drafts where all before were accepted; nan where none came."""
         before = (self.rounds, *self.reached)

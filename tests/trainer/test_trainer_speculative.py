@@ -126,6 +126,8 @@ def test_rates_and_lengths_of_a_count():
     found = Acceptance(rounds=10, reached=(8, 4, 0, 0))
     assert found.length_without_bonus == pytest.approx(1.2)
     assert found.length == pytest.approx(2.2)
+    lengths = torch.tensor([0.0, 0.0, 1.0, 1.0, 1.0, 1.0, 2.0, 2.0, 2.0, 2.0])
+    assert found.standard_error == pytest.approx(float(lengths.std(correction=0)) / 10**0.5)
     assert found.rates[:3] == (0.8, 0.5, 0.0)
     assert found.rates[3] != found.rates[3]  # never tried
 

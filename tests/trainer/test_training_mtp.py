@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from rlframe.config.schema import LayoutConfig, MtpConfig
+from rlframe.config.schema import IndexerConfig, LayoutConfig, MtpConfig
 from rlframe.types import BatchPlan
 from tests.trainer.spawn import run_ranks
 from tests.trainer.tiny_glm import TINY_GLM
@@ -26,13 +26,14 @@ LENGTHS = (40, 9, 23)
 WHOLE = plan_of(((0, 1, 2),))
 SPLIT = plan_of(((2, 0), (1,), ()))
 HALVES = plan_of(((2,), (1,)), ((0,), ()))
-TRUNK = "trunk"
 MTP = "model.layers.4."
 
 LAYOUTS: dict[str, tuple[LayoutConfig, BatchPlan]] = {
     "split": (LayoutConfig(), SPLIT),
     "data": (LayoutConfig(data=2), HALVES),
     "pipeline": (LayoutConfig(pipeline=2), SPLIT),
+    "sequence": (LayoutConfig(tensor=2, sequence_parallel=True), SPLIT),
+    "expert": (LayoutConfig(data=2, expert=2), HALVES),
 }
 
 
@@ -48,13 +49,15 @@ def learn(
     kind: str = "sft",
     transformer: dict[str, Any] | None = None,
     optimizer: dict[str, Any] | None = None,
-) -> tuple[Any, Any]:
-    """Two updates: their statistics, and the weights after them."""
+    indexer: IndexerConfig | None = None,
+) -> tuple[Any, Any, Any]:
+    """Two updates: their statistics, the weights before and after them."""
     from tests.trainer.training_ranks import join_ranks, parameters, update
     from trainer.megatron.training import Training
 
     join_ranks(rank, world_size, init_method, layout)
-    more = {} if optimizer is None else {"optimizer": optimizer}
+    more: dict[str, Any] = {} if optimizer is None else {"optimizer": optimizer}
+    more["indexer"] = indexer or IndexerConfig()
     spec = rank_spec(kind, rank=rank, layout=layout, mtp=mtp, transformer=transformer or {}, **more)
     source = ModelSource(hf_config=hf_config, path="", dtype="float32", seed=3)
     training = Training(replace(spec, model=source), "cpu")
@@ -120,10 +123,22 @@ def test_the_frozen_trunk_stays():
     changed = moved(before, after)
     assert changed
     assert all(name.startswith(MTP) for name in changed)
-    learnt = {n for n in before if n.startswith(MTP) and "indexer" not in n and "bias" not in n}
-    assert learnt - changed == set() or all("experts" in n for n in learnt - changed)
+    still = {n for n in before if n.startswith(MTP)} - changed
+    assert all("indexer" in name or "correction_bias" in name for name in still)
     assert steps[1]["mtp_loss"] < steps[0]["mtp_loss"]
     assert steps[1]["loss"] == steps[0]["loss"]
+
+
+@pytest.mark.parametrize("config", [SHARED, OWN])
+def test_its_indexer_learns_beside_it_and_the_trunks_do_not(config):
+    indexer = IndexerConfig(mode="sparse", coefficient=1.0)
+    steps, before, after = alone(
+        options_of("frozen_trunk"), indexer=indexer, hf_config=config
+    )  # fmt: skip
+    changed = moved(before, after)
+    assert f"{MTP}self_attn.indexer.wq_b.weight" in changed
+    assert all(name.startswith(MTP) for name in changed)
+    assert steps[1]["indexer_kl"] < steps[0]["indexer_kl"]
 
 
 def test_a_detached_trunk_learns_as_if_there_were_no_mtp():
