@@ -1,7 +1,8 @@
-"""Four programs compact their context by themselves, in four ways: the summary trains, nothing twice."""
+"""Five programs compact their context by themselves, in five ways: the summary trains, nothing twice."""
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 
 import pytest
@@ -129,3 +130,48 @@ async def test_qwen_code_keeps_several_turns(runs: Runs) -> None:
     assert not summary.bridged
     assert not ran.engine.log[ran.calls.index(summary)].prompt.tools
     assert ran.engine.log[ran.calls.index(after)].prompt.answers > 2
+
+
+@dataclass(slots=True)
+class HandsOver:
+    """Terminus 2: fills the screen, then hands over to itself: a summary, questions, answers."""
+
+    handed_over: int = 0
+
+    def __call__(self, prompt: Prompt) -> str:
+        number = self.handed_over
+        if "You are about to hand off your work" in prompt.last:
+            self.handed_over += 1
+            return says(f"{SUMMARY} ({number})")
+        if "Please begin by asking several questions" in prompt.last:
+            return says(f"{number}. Where is the file? Is it open?")
+        if "The next agent has a few questions for you" in prompt.last:
+            return says(f"{number}. In the workspace. It is not.")
+        if number:
+            done = "printf mended" in prompt.text
+            return self._typed([] if done else ["printf mended > answer.txt\n"], done=done)
+        return self._typed([f"seq -s ' ' {prompt.answers}0001 {prompt.answers}0250\n"], done=False)
+
+    @staticmethod
+    def _typed(keys: list[str], *, done: bool) -> str:
+        commands = [{"keystrokes": k, "duration": 0.5} for k in keys]
+        said = {"analysis": "so", "plan": "so", "commands": commands, "task_complete": done}
+        return says(json.dumps(said))
+
+
+async def test_terminus_2_asks_itself_questions(runs: Runs) -> None:
+    """Three calls more than others take; the questions go on as an assistant's message of the new context."""
+    ran = await runs.run(find_program("terminus_2"), HandsOver(), max_context_tokens=11_500)
+    assert ran.trajectory.status is Status.COMPLETED, ran.said()
+    assert [r.value for r in ran.trajectory.rewards] == [1.0], ran.said()
+    check_exact(ran)
+    assert ran.kinds[CallKind.COMPACTION] >= 1, ran.said()
+    assert ran.threads == ["main"], ran.said()
+    at = next(i for i, c in enumerate(ran.calls) if c.kind is CallKind.COMPACTION)
+    summary, questions, answers, after = ran.calls[at : at + 4]
+    assert summary.bridged
+    assert answers.bridged, "the old context goes on"
+    assert not questions.bridged
+    assert not after.bridged, "the system's message and the questions, in another context"
+    assert ran.engine.log[after.id].prompt.answers == 1
+    assert {link.kind for link in ran.trajectory.links} == {LinkKind.CONTINUES}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from rollout.chat import Identity
-from rollout.gateway.clients import claude_code, codex, generic, opencode, qwen_code
+from rollout.gateway.clients import claude_code, codex, generic, opencode, qwen_code, terminus_2
 from rollout.gateway.clients.seen import Identify, Seen
 
 RECOGNISED: tuple[Identify, ...] = (
@@ -11,6 +11,7 @@ RECOGNISED: tuple[Identify, ...] = (
     codex.identify,
     opencode.identify,
     qwen_code.identify,
+    terminus_2.identify,
 )
 
 

@@ -1,4 +1,4 @@
-"""Any other program (mini-swe-agent, aider, openai-agents, terminus-2): nothing in a request tells who
+"""Any other program (mini-swe-agent, aider, openai-agents): nothing in a request tells who
 asks, and the conversations alone tell threads apart."""
 
 from __future__ import annotations

@@ -103,6 +103,18 @@ def test_codex_threads_and_compaction(seat: Seat) -> None:
     assert codex(seat, {}, thread_id="T0", x_openai_subagent="compact").kind is CallKind.COMPACTION
 
 
+def test_terminus_2_asks_for_a_summary(seat: Seat) -> None:
+    def asked(text: str, tools: list[Any]) -> Identity:
+        user = {"role": "user", "content": text}
+        body = {"model": "policy", "messages": [TASK, {"role": "assistant", "content": "x"}, user]}
+        return ask(seat, chat_completions, {**body, "tools": tools}).identity
+
+    request = "You are about to hand off your work to another AI agent.\n  Please summarise."
+    assert asked(request, []) == Identity(kind=CallKind.COMPACTION)
+    assert asked(request, [TOOL]) == Identity()
+    assert asked(f"In the file:\n{request}", []) == Identity()
+
+
 def opencode(seat: Seat, *history: Any, tools: bool = True, **headers: str) -> Identity:
     body = {"model": "policy", "messages": [*history, TASK], "tools": [TOOL] if tools else []}
     return ask(seat, chat_completions, body, **headers).identity
