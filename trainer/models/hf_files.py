@@ -1,22 +1,25 @@
-"""The tensors of a Hugging Face checkpoint directory: found, checked, read one at a time."""
+"""The tensors of a Hugging Face checkpoint directory: found, checked, read one at a time.
+
+A weight stored as FP8 has its block scales beside it, as `NAME_scale_inv`. They are one tensor here: its shape is
+the weight's, and reading it multiplies them (in float32, so that casting to bfloat16 rounds once).
+"""
 
 from __future__ import annotations
 
 import json
-import struct
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
 
-from safetensors import safe_open
 from torch import Tensor
 
 from rlframe.errors import UserError
+from trainer.models.fp8_blocks import BLOCK, dequantise, scale_shape
+from trainer.models.safetensors_files import StoredTensor, stored_tensors
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
-_FLOATS = ("F64", "F32", "BF16", "F16")
-_MAX_HEADER_BYTES = 100_000_000
+SCALE_SUFFIX = "_scale_inv"
+FP8 = "F8_E4M3"
 
 
 class HfCheckpoint:
@@ -32,13 +35,15 @@ class HfCheckpoint:
             raise UserError(f"no checkpoint directory at {self.directory}.")
         index = self.directory / INDEX
         self.where = index if index.exists() else self.directory / SINGLE
-        self._file_of: dict[str, Path] = {}
-        self.shapes: dict[str, tuple[int, ...]] = {}
+        self._stored: dict[str, StoredTensor] = {}
         for file in self._files(index):
-            for name, tensor in _header(file).items():
-                self._add(name, tensor, file)
+            self._stored.update(stored_tensors(file))
         if index.exists():
             self._check_index(index)
+        self._scales = self._paired()
+        self.shapes: dict[str, tuple[int, ...]] = {
+            name: stored.shape for name, stored in self._stored.items() if not self._is_scale(name)
+        }
 
     def _files(self, index: Path) -> list[Path]:
         if index.exists():
@@ -52,17 +57,35 @@ class HfCheckpoint:
                 )
         return files
 
-    def _add(self, name: str, tensor: Mapping[str, Any], file: Path) -> None:
-        if tensor["dtype"] not in _FLOATS:
-            raise UserError(
-                f"{file}: tensor '{name}' is {tensor['dtype']}; only {', '.join(_FLOATS)} can be loaded."
-            )
-        self._file_of[name] = file
-        self.shapes[name] = tuple(tensor["shape"])
+    def _paired(self) -> dict[str, StoredTensor]:
+        """Per FP8 weight its scales. Raises UserError, naming all, where they are missing or of another shape."""
+        scales, wrong = {}, []
+        for name, stored in self._stored.items():
+            if stored.dtype != FP8:
+                continue
+            scale = self._stored.get(name + SCALE_SUFFIX)
+            if scale is None:
+                wrong.append(
+                    f"{stored.file}: tensor '{name}' is FP8, but has no '{name}{SCALE_SUFFIX}'."
+                )
+            elif len(stored.shape) != 2 or scale.shape != scale_shape(stored.shape):
+                wrong.append(
+                    f"{scale.file}: tensor '{name}{SCALE_SUFFIX}' has shape {list(scale.shape)}; a weight of "
+                    f"shape {list(stored.shape)} has one scale for each block of {BLOCK} x {BLOCK}."
+                )
+            else:
+                scales[name] = scale
+        if wrong:
+            raise UserError("\n".join(wrong))
+        return scales
+
+    def _is_scale(self, name: str) -> bool:
+        return name.endswith(SCALE_SUFFIX) and name.removesuffix(SCALE_SUFFIX) in self._scales
 
     def _check_index(self, index: Path) -> None:
         for name, file in _weight_map(index).items():
-            if self._file_of.get(name) != self.directory / file:
+            stored = self._stored.get(name)
+            if stored is None or stored.file != self.directory / file:
                 raise UserError(f"{index}: tensor '{name}' should be in {file}, and is not.")
 
     def check(
@@ -77,28 +100,56 @@ class HfCheckpoint:
         The message names every tensor that does not fit, one a line; `why_not(name)` may say why one has
         no place.
         """
+        wrong = self.problems(expected, unused=unused, why_not=why_not)
+        if wrong:
+            raise UserError("\n".join(wrong))
+
+    def problems(
+        self,
+        expected: Mapping[str, tuple[int, ...]],
+        *,
+        unused: frozenset[str],
+        why_not: Callable[[str], str] = lambda name: "",
+    ) -> list[str]:
+        """What `check` would say, one line a tensor."""
         wrong = []
         for name, shape in expected.items():
             if name not in self.shapes:
                 wrong.append(f"{self.where}: tensor '{name}' is missing.")
             elif self.shapes[name] != shape:
                 wrong.append(
-                    f"{self._file_of[name]}: tensor '{name}' has shape {list(self.shapes[name])}; "
+                    f"{self._stored[name].file}: tensor '{name}' has shape {list(self.shapes[name])}; "
                     f"the model's config makes it {list(shape)}."
                 )
-        for name, file in self._file_of.items():
+        for name in self.shapes:
             if name not in expected and name not in unused:
-                wrong.append(f"{file}: tensor '{name}' has no place in this model.{why_not(name)}")
-        if wrong:
-            raise UserError("\n".join(wrong))
+                wrong.append(
+                    f"{self.file_of(name)}: tensor '{name}' has no place in this model.{why_not(name)}"
+                )
+        return wrong
 
     def file_of(self, name: str) -> Path:
-        return self._file_of[name]
+        return self._stored[name].file
 
-    def read(self, name: str) -> Tensor:
-        """One whole tensor."""
-        with safe_open(self._file_of[name], framework="pt") as file:
-            return file.get_tensor(name)  # type: ignore[no-any-return]
+    def stored(self, name: str) -> StoredTensor:
+        """As it lies on the disk."""
+        return self._stored[name]
+
+    def scales(self, name: str) -> StoredTensor | None:
+        """Of a weight stored as FP8."""
+        return self._scales.get(name)
+
+    def read(self, name: str, rows: slice = slice(None)) -> Tensor:
+        """One tensor, or rows of it, in its stored dtype; of an FP8 weight float32.
+
+        Rows of an FP8 weight begin at a multiple of 128.
+        """
+        tensor, scales = self._stored[name].read(rows), self._scales.get(name)
+        if scales is None:
+            return tensor
+        first = (rows.start or 0) // BLOCK
+        blocks = slice(first, first + -(-tensor.shape[0] // BLOCK))
+        return dequantise(tensor, scales.read(blocks))
 
 
 def _weight_map(index: Path) -> dict[str, str]:
@@ -110,22 +161,3 @@ def _weight_map(index: Path) -> dict[str, str]:
         if Path(file).name != file:
             raise UserError(f"{index}: tensor '{name}' points outside the directory: {file}")
     return dict(weight_map)
-
-
-def _header(file: Path) -> dict[str, dict[str, Any]]:
-    """The tensors that a safetensors file declares; its length must be what they need."""
-    size = file.stat().st_size
-    with file.open("rb") as stream:
-        start = stream.read(8)
-        length = struct.unpack("<Q", start)[0] if len(start) == 8 else size
-        if length > min(size - 8, _MAX_HEADER_BYTES):
-            raise UserError(f"{file} is not a whole safetensors file.")
-        text = stream.read(length)
-    try:
-        header = {k: v for k, v in json.loads(text).items() if k != "__metadata__"}
-        end = max((tensor["data_offsets"][1] for tensor in header.values()), default=0)
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{file} is not a safetensors file: {error}") from error
-    if size != 8 + length + end:
-        raise UserError(f"{file} has {size} bytes; its header describes {8 + length + end}.")
-    return header
