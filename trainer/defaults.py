@@ -16,7 +16,8 @@ TRANSFORMER: Mapping[str, Any] = {
     "bias_dropout_fusion": False,
     "bias_activation_fusion": False,
     "persist_layer_norm": False,
-    "moe_token_dispatcher_type": "alltoall",  # no experts, but variable lengths ask for it
+    "moe_token_dispatcher_type": "alltoall",  # without experts, variable lengths ask for it
+    "moe_router_bias_update_rate": 0.0,
     "cuda_graph_scope": [],
 }
 

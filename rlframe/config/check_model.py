@@ -9,7 +9,7 @@ from typing import Any
 
 from rlframe.config.schema import LayoutConfig, ModelConfig, RunConfig
 from rlframe.errors import UserError
-from rlframe.model_shapes import glm, glm_layout
+from rlframe.model_shapes import dense, glm, glm_layout
 
 SIZES = (
     "hidden_size",
@@ -128,6 +128,7 @@ def _check_layout(layout: LayoutConfig, key: str, shape: Mapping[str, Any]) -> N
             glm.GlmShape.from_hf({"vocab_size": 1} | dict(shape)), layout, key=key
         )
         return
+    dense.refuse_glm_sizes(layout, key)
     check_divides(
         f"{key}.tensor",
         layout.tensor,

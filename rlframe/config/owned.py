@@ -81,6 +81,10 @@ TRANSFORMER_FIXED: Mapping[str, str] = dict.fromkeys(
         "moe_router_score_function",
         "moe_router_enable_expert_bias",
         "moe_router_dtype",
+        # A router's losses would not be divided by the actions of the mini-batch.
+        "moe_router_load_balancing_type",
+        "moe_aux_loss_coeff",
+        "moe_z_loss_coeff",
         "multi_latent_attention",
     ),
     _MODEL,

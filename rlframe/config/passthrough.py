@@ -49,12 +49,30 @@ DDP = Library(
     ("distributed/distributed_data_parallel_config.py",),
     ("DistributedDataParallelConfig",),
 )
+GLM_FIELDS = (
+    "scoring_func",
+    "topk_method",
+    "moe_layer_freq",
+    "mlp_layer_types",
+    "num_nextn_predict_layers",
+    "rope_interleave",
+    "indexer_rope_interleave",
+    "index_topk_freq",
+    "index_skip_topk_offset",
+    "index_topk_pattern",
+    "index_share_for_mtp_iteration",
+)
+"""Fields of GLM-5's config.json that the pinned transformers does not declare; SGLang and we read them."""
 HF_CONFIG = Library(
     "transformers",
     "transformers",
-    ("models/qwen3/configuration_qwen3.py", "configuration_utils.py"),
-    ("Qwen3Config", "PreTrainedConfig"),
-    extra=("model_type", "rope_theta", "rope_scaling"),
+    (
+        "models/qwen3/configuration_qwen3.py",
+        "models/glm_moe_dsa/configuration_glm_moe_dsa.py",
+        "configuration_utils.py",
+    ),
+    ("Qwen3Config", "GlmMoeDsaConfig", "PreTrainedConfig"),
+    extra=("model_type", "rope_theta", "rope_scaling", *GLM_FIELDS),
     owned=owned.HF_CONFIG,
 )
 RUNTIME_ENV = Library(

@@ -57,17 +57,7 @@ class DenseShape:
 
     def check_layout(self, layout: LayoutConfig, role: str) -> None:
         """Raises UserError if the sizes do not divide over the ranks."""
-        for name, size in (
-            ("context", layout.context),
-            ("expert", layout.expert),
-            ("virtual_pipeline", layout.virtual_pipeline),
-            ("pipeline_layers", len(layout.pipeline_layers) + 1),
-        ):
-            if size > 1:
-                raise UserError(
-                    f"trainer.{role}.layout.{name} is for models of type glm_moe_dsa; this one can be "
-                    "split by data, tensor and pipeline."
-                )
+        refuse_glm_sizes(layout, f"trainer.{role}.layout")
         for name, size in (
             ("num_attention_heads", self.heads),
             ("num_key_value_heads", self.kv_heads),
@@ -90,6 +80,21 @@ class DenseShape:
     def padded_vocab_size(self, tensor_parallel: int) -> int:
         """The vocabulary rounded up so that every tensor-parallel rank holds as many rows."""
         return -(-self.vocab_size // tensor_parallel) * tensor_parallel
+
+
+def refuse_glm_sizes(layout: LayoutConfig, key: str) -> None:
+    """Raises UserError for a way to split a model that only GLM has here."""
+    for name, given in (
+        ("context", layout.context > 1),
+        ("expert", layout.expert > 1),
+        ("virtual_pipeline", layout.virtual_pipeline > 1),
+        ("pipeline_layers", bool(layout.pipeline_layers)),
+    ):
+        if given:
+            raise UserError(
+                f"{key}.{name} is for models of type glm_moe_dsa; this one can be split by data, tensor "
+                "and pipeline."
+            )
 
 
 def _refuse_what_is_not_built(hf_config: Mapping[str, Any]) -> None:

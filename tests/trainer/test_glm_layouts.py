@@ -22,7 +22,7 @@ FULL = {
 }
 SELECTIVE = {
     "recompute_granularity": "selective",
-    "recompute_modules": ["core_attn", "moe", "mlp"],
+    "recompute_modules": ["core_attn", "moe", "mlp", "layernorm"],
 }
 CASES: dict[str, tuple[LayoutConfig, dict[str, Any]]] = {
     "recompute": (LayoutConfig(), FULL),

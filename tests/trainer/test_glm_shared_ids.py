@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -106,12 +107,25 @@ def replay(rank: int, world_size: int, init_method: str, context: int) -> list[t
     for layer in model.decoder.layers:
         layer.self_attention.observer = _keep(chosen)
     own = logits({})
+    if context == 1:
+        _same_by_rows(chosen)
     sources = {layer: chosen[layer] for layer in (0, 1, 2, 6)}
     assert all(torch.equal(chosen[layer], chosen[2]) for layer in (3, 4, 5))
     own_again = logits(sources)
     others = {layer: ids.clone() for layer, ids in sources.items()}
     others[2][:, :3] = -1
     return [own, own_again, logits(others)]
+
+
+def _same_by_rows(chosen: dict[int, torch.Tensor]) -> None:
+    """What an engine would give, by sequence, becomes what the layers had chosen."""
+    from trainer.models.packed import PackedBatch
+
+    packed = PackedBatch.from_rows(rows((40, 23)))
+    pieces = [chosen[2][:40].numpy(), chosen[2][40:].numpy()]
+    pieces[1] = np.where(pieces[1] < 0, -1, pieces[1] - 40)
+    packed.give_ids({2: pieces})
+    assert torch.equal(packed.given_ids[2], chosen[2])
 
 
 def _keep(chosen: dict[int, torch.Tensor]) -> Any:

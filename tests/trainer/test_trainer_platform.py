@@ -18,6 +18,11 @@ from tests.trainer.tiny_glm import TINY_GLM
 from trainer.megatron import platform
 from trainer.megatron.parallel import init_parallel
 
+NORMS_RECOMPUTED = {
+    "recompute_granularity": "selective",
+    "recompute_modules": ["core_attn", "layernorm"],
+}
+
 
 def train_one_step(
     rank: int,
@@ -59,7 +64,7 @@ def train_one_step(
     model = build_model(
         hf_config=hf_config,
         layout=layout,
-        transformer={},
+        transformer=NORMS_RECOMPUTED,
         role="policy",
         dtype="bfloat16",
         device="cpu",
@@ -107,6 +112,7 @@ FAILURES = {
     "optimizers_know_cpu_tensors": (1, "Wrapped parameters must be one of"),
     "expert_dispatch_needs_no_stream": (1, f"{NO_CUDA}|requires CUDA support"),
     "router_has_no_fused_product": (1, "te_general_gemm"),
+    "recomputed_outputs_have_no_fp8": (1, "FP8GlobalStateManager"),
 }
 OF_EXPERTS = ("expert_dispatch_needs_no_stream", "router_has_no_fused_product")
 
@@ -131,9 +137,12 @@ def test_megatron_fails_with_literal_cuda_in(module: str) -> None:
         run_ranks(train_one_step, 1, module=module)
 
 
-def test_nothing_is_patched_for_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_what_needs_no_transformer_engine_is_patched_for_cuda(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(platform, "_installed", False)
-    before = torch.cuda.synchronize
+    ran: list[str] = []
+    for name in ("PATCHES", "WITHOUT_TRANSFORMER_ENGINE"):
+        monkeypatch.setattr(platform, name, (lambda name=name: ran.append(name),))
     platform.install("cuda:0")
-    assert torch.cuda.synchronize is before
-    assert not platform._installed
+    assert ran == ["WITHOUT_TRANSFORMER_ENGINE"]

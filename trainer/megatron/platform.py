@@ -1,8 +1,8 @@
-"""Megatron-core on a machine without a GPU.
+"""Megatron-core on a machine without a GPU, and without Transformer Engine.
 
 megatron-core 0.16.1 trains on the CPU with gloo once a handful of places that take CUDA for granted
 are told otherwise. `install("cpu")` does that, once a process, before anything is built; on CUDA it
-does nothing. Every patch is one small function below: its docstring names the place that it works
+mends only what takes Transformer Engine for granted. Every patch is one small function below: its docstring names the place that it works
 around, and `tests/trainer/test_trainer_platform.py` runs Megatron without it and expects the failure,
 so a patch that upstream no longer needs fails a test.
 
@@ -34,15 +34,15 @@ _installed = False
 
 
 def install(device: str, *, without: Collection[str] = ()) -> None:
-    """Make Megatron-core run on `device` (`cpu`, or any CUDA device: nothing to do).
+    """Make Megatron-core run on `device`: `cpu`, or any CUDA device, with fewer patches.
 
     Call it before a model or an optimizer is built; calling it again does nothing. `without` leaves
     patches out by their names: only the tests of this module want that.
     """
     global _installed
-    if _installed or torch.device(device).type != "cpu":
+    if _installed:
         return
-    for patch in PATCHES:
+    for patch in PATCHES if torch.device(device).type == "cpu" else WITHOUT_TRANSFORMER_ENGINE:
         if patch.__name__ not in without:
             patch()
     _installed = True
@@ -241,6 +241,26 @@ def router_has_no_fused_product() -> None:
         moe_utils.te_general_gemm = None
 
 
+def recomputed_outputs_have_no_fp8() -> None:
+    """Recomputing a norm (`recompute_modules: [layernorm]`) asks Transformer Engine whether FP8 is on.
+
+    `tensor_parallel/random.py`: `CheckpointWithoutOutput.__init__` takes `fp8=False` for a yes.
+    """
+    random: Any = importlib.import_module("megatron.core.tensor_parallel.random")
+    if random.HAVE_TE:
+        return
+    build = random.CheckpointWithoutOutput.__init__
+
+    def build_without_fp8(self: Any, fp8: bool | None = None) -> None:
+        build(self, fp8=fp8 or None)
+
+    random.CheckpointWithoutOutput.__init__ = build_without_fp8
+
+
+WITHOUT_TRANSFORMER_ENGINE: tuple[Patch, ...] = (
+    router_has_no_fused_product,
+    recomputed_outputs_have_no_fp8,
+)
 PATCHES: tuple[Patch, ...] = (
     current_device_is_the_cpu,
     synchronize_has_nothing_to_wait_for,
@@ -250,5 +270,5 @@ PATCHES: tuple[Patch, ...] = (
     clipping_takes_cpu_gradients,
     optimizers_know_cpu_tensors,
     expert_dispatch_needs_no_stream,
-    router_has_no_fused_product,
+    *WITHOUT_TRANSFORMER_ENGINE,
 )

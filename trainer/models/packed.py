@@ -131,6 +131,19 @@ class PackedBatch:
             ),
         )
 
+    def give_ids(self, ids: Mapping[int, Sequence[npt.NDArray[np.integer[Any]]]]) -> None:
+        """Sets `given_ids` from an engine's: per layer, and for each row that has tokens, [length, k]
+        positions within the row, negative where there is none."""
+        starts = self.cu_seqlens.cpu().numpy()
+        total = int(starts[-1])
+        given: dict[int, Tensor] = {}
+        for layer, of_rows in ids.items():
+            table = np.full((total, of_rows[0].shape[1]), -1, np.int32)
+            for start, chosen in zip(starts, of_rows, strict=False):
+                table[start : start + len(chosen)] = np.where(chosen < 0, -1, chosen + start)
+            given[layer] = torch.from_numpy(table[self.context.rows(total)])
+        self.given_ids = {layer: t.to(self.token_ids.device) for layer, t in given.items()}
+
     @cached_property
     def blocks(self) -> tuple[Block, ...]:
         """How attention without a varlen kernel lays the sequences out; made on first use."""

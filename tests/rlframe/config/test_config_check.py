@@ -17,6 +17,8 @@ TINY = ("model=tiny_qwen3", "env=smoke_puzzles", "rollout.max_context_tokens=512
         (["trainer.policy.layout.tensor=3"], ["trainer.policy.layout.tensor", "num_"]),
         (["trainer.critic.layout.pipeline=3"], ["trainer.critic.layout.pipeline"]),
         (["trainer.policy.layout.sequence_parallel=true"], ["sequence_parallel"]),
+        (["trainer.policy.layout.context=2"], ["trainer.policy.layout.context", "glm_moe_dsa"]),
+        (["trainer.critic.layout.pipeline_layers=1+1"], ["pipeline_layers", "glm_moe_dsa"]),
         (["rollout.max_context_tokens=9000"], ["rollout.max_context_tokens"]),
         (["rollout.sampling.max_new_tokens=512"], ["max_new_tokens", "max_context_tokens"]),
         (["rollout.sampling.temperature=0"], ["rollout.sampling.temperature"]),
@@ -42,6 +44,39 @@ def test_what_can_not_work_is_refused_by_name(overrides, keys):
         check_config(load_config([*TINY, "rollout.sampling.max_new_tokens=16", *overrides]))
     for key in keys:
         assert key in str(error.value)
+
+
+GLM = (
+    "model=glm_5_2",
+    "model.tokenizer=build",
+    "env=smoke_puzzles",
+    "rollout.max_context_tokens=512",
+    "rollout.sampling.max_new_tokens=16",
+)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "keys"),
+    [
+        (["layout.tensor=3"], ["layout.tensor=3", "num_attention_heads=64", "1, 2, 4"]),
+        (["layout.tensor=8"], ["layout.sequence_parallel=true", "layout.expert=8"]),
+        (["layout.expert=16"], ["layout.expert=16", "does not divide the 1 ranks"]),
+        (["layout.pipeline=80"], ["80 parts of 78 layers"]),
+        (["layout.pipeline=2", "layout.virtual_pipeline=2"], ["pipeline of 3 or more"]),
+        (["layout.pipeline=2", "layout.pipeline_layers=40+40"], ["=40+40", "38+40"]),
+    ],
+)
+def test_layouts_that_cannot_hold_glm_are_refused_at_the_start(overrides, keys):
+    given = [f"trainer.policy.{override}" for override in overrides]
+    with pytest.raises(UserError) as error:
+        check_config(load_config([*GLM, *given]))
+    for key in keys:
+        assert key in str(error.value)
+
+
+def test_glms_stages_may_be_uneven():
+    given = ["pipeline=8", "context=2", "data=4", "tensor=8", "sequence_parallel=true", "expert=64"]
+    check_config(load_config([*GLM, *(f"trainer.policy.layout.{sizes}" for sizes in given)]))
 
 
 def test_the_tiny_configurations_are_fine():

@@ -44,7 +44,6 @@ def _experts(shape: GlmShape, ranks: int) -> dict[str, Any]:
         ),
         "moe_router_score_function": "sigmoid",
         "moe_router_enable_expert_bias": True,
-        "moe_router_bias_update_rate": 0.0,
         "moe_router_load_balancing_type": "none",
         "moe_router_topk_scaling_factor": shape.routed_scale,
         "moe_router_dtype": "fp32",
