@@ -28,6 +28,7 @@ from megatron.core.transformer.module import MegatronModule
 from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor
 
+from rlframe.errors import RunError
 from rlframe.model_shapes.glm import GlmShape
 from trainer.models.glm.indexer import Indexer
 from trainer.models.glm.key_selection import select_keys
@@ -210,14 +211,17 @@ class LatentAttention(MegatronModule):  # type: ignore[misc]
         keys = self.indexer.keys(inputs, angles)
         if self.config.sequence_parallel:
             keys = gather_from_sequence_parallel_region(keys, group=self._tensor_group)
-        ids: Tensor = select_keys(
-            self.indexer.queries(latent, angles),
-            self.indexer.weights(inputs),
-            self.all_rows(keys, packed),
-            first_rows=first,
-            last_rows=last,
-            top_k=self.shape.index_top_k,
-        )
+        try:
+            ids: Tensor = select_keys(
+                self.indexer.queries(latent, angles),
+                self.indexer.weights(inputs),
+                self.all_rows(keys, packed),
+                first_rows=first,
+                last_rows=last,
+                top_k=self.shape.index_top_k,
+            )
+        except RunError as error:
+            raise RunError(f"layer {self.place.layer}: {error}") from error
         if self.config.sequence_parallel:
             ids = gather_from_sequence_parallel_region(ids, group=self._tensor_group)
         return ids

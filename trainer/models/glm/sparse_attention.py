@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from trainer.models.glm.tiles import Ids, Ranges, Tile, product, softmax_dtype
+from trainer.models.glm.tiles import Ids, Ranges, Tile, add_product, product, softmax_dtype
 
 
 def sparse_attention(
@@ -105,6 +105,6 @@ class _LatentAttention(torch.autograd.Function):
             )
             q = queries[tile.queries].reshape(tile.blocks, -1, rows.shape[1])
             d_taken = product(d_scores.transpose(1, 2), q, scale=ctx.scale)
-            d_taken[..., : ctx.value_dim] += product(p.transpose(1, 2), d_out)
+            add_product(d_taken[..., : ctx.value_dim], p.transpose(1, 2), d_out)
             tile.add(d_rows, d_taken)
         return d_queries, d_rows.to(rows.dtype), None, None, None, *(None for _ in selection)

@@ -107,3 +107,11 @@ def product(a: Tensor, b: Tensor, *, scale: float = 1.0) -> Tensor:
     if scale == 1.0:
         return torch.bmm(a, b)
     return torch.baddbmm(a.new_empty(()), a, b, beta=0, alpha=scale)
+
+
+def add_product(total: Tensor, a: Tensor, b: Tensor) -> None:
+    """total += a b, in float32 (float64); `total` may be a slice of wider rows."""
+    if total.is_cuda:
+        total += product(a, b)
+    else:
+        total.baddbmm_(a.to(total.dtype), b.to(total.dtype))
