@@ -1,7 +1,7 @@
 """The four rows of GLM-5.2's MTP ablation on tiny models, three seeds.
 
-    python examples/mtp_acceptance/run.py                 # on held-out files: docs/results/mtp_acceptance.json
-    python examples/mtp_acceptance/run.py --validation    # on text kept from training: for choosing settings
+python examples/mtp_acceptance/run.py                 # on held-out files: docs/results/mtp_acceptance.json
+python examples/mtp_acceptance/run.py --validation    # on text kept from training: for choosing settings
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import tempfile
 import time
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
+from itertools import pairwise
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -97,7 +98,7 @@ def summary(
     seconds: float,
 ) -> str:
     columns = list(zip(*(row["seeds"] for row in rows), strict=True))
-    rising = sum(all(a < b for a, b in zip(c, c[1:], strict=False)) for c in columns)
+    rising = sum(all(a < b for a, b in pairwise(c)) for c in columns)
     gain = rows[-1]["acceptance_length"] / rows[0]["acceptance_length"] - 1
     losses = ", ".join(f"{result.held_out_loss:.3f}" for result in results)
     return (

@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.trainer.spawn import run_ranks
+from trainer.losses import draft_scores as module
 from trainer.losses.draft_scores import DraftScores, complete_positions, draft_scores
 from trainer.losses.mtp import LOSSES, end_to_end_tv, expected_drafts, mtp_loss
 
@@ -167,6 +168,18 @@ def test_hybrid_moves_a_draft_that_hardly_overlaps_and_tv_does_not():
     assert pushes["hybrid"] > 0.5
 
 
+def test_logits_kept_or_made_again_give_the_same(monkeypatch):
+    gradients = []
+    for limit in (0, 1 << 30):
+        monkeypatch.setattr(module, "KEPT_BYTES", limit)
+        p = problem()
+        weight = p["weight"].clone().requires_grad_()
+        found = scores_of(p, torch.arange(16), weight=weight, chunk=5)
+        mtp_loss(found, "hybrid", denominator=1.0)[0].backward()
+        gradients.append(weight.grad)
+    assert torch.equal(*gradients)
+
+
 @settings(deadline=None, max_examples=20)
 @given(st.sampled_from(sorted(LOSSES)), st.integers(1, 20), st.integers(0, 15))
 def test_losses_add_up_over_any_split_and_chunk(name, chunk, cut):
@@ -182,7 +195,8 @@ def test_losses_add_up_over_any_split_and_chunk(name, chunk, cut):
         assert value.item() == pytest.approx(sum(part[1][key].item() for part in parts), abs=1e-9)
 
 
-def test_no_logits_of_the_whole_row_are_kept():
+def test_no_logits_of_the_whole_row_are_kept(monkeypatch):
+    monkeypatch.setattr(module, "KEPT_BYTES", 0)
     p = problem(200)
     p["drafts"].requires_grad_()
     sizes: list[int] = []

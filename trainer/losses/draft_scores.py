@@ -17,6 +17,9 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+KEPT_BYTES = 1 << 28
+"""Logits of all steps and positions together that are kept for the backward pass rather than made again."""
+
 Head = Callable[[Tensor], Tensor]
 """Hidden states [n, hidden] -> logits [n, W]."""
 
@@ -67,29 +70,39 @@ def draft_scores(
     the model's last norm), detached. `positions` are from `complete_positions`. `head` carries gradients
     to the drafts and to its own weights; `target_head` (default: `head`) runs without. Logits exist
     for `chunk` positions at a time, going forward and (made again) going back, so that memory beside the
-    inputs is K * chunk * W numbers however long the row is. `group` holds the vocabulary's columns, this
+    inputs is K * chunk * W numbers however long the row is; small ones (`KEPT_BYTES`) are kept. `group` holds the vocabulary's columns, this
     rank's beginning at token id `first_column`; every rank of it returns the same numbers.
     """
     steps = len(drafts)
     split = _Split(first_column, group)
+    with torch.no_grad():
+        width = head(drafts[0, :1]).shape[-1]
 
-    def one_chunk(drafts: Tensor, at: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def one_chunk(drafts: Tensor, at: Tensor) -> tuple[Tensor, ...]:
         after = at + torch.arange(1, steps + 1, device=at.device)[:, None]  # [K, n] position i+k
         with torch.no_grad():
             needed, inverse = torch.unique(after, return_inverse=True)
             log_p = _log_softmax((target_head or head)(targets[needed]), temperature, split)
+            p = log_p.exp()
+            own_terms = torch.where(p > 0, p * log_p, 0.0).sum(
+                -1
+            )  # minus the entropy, of W columns
+        rows = inverse.flatten()
         logits = head(drafts[:, at].flatten(0, 1))  # [K * n, W]
-        labels = token_ids[after + 1].flatten()
         scores: tuple[Tensor, ...] = _Compare.apply(  # type: ignore[no-untyped-call]
-            logits, log_p[inverse.flatten()], labels, temperature, split
+            logits, p[rows], own_terms[rows], token_ids[after + 1].flatten(), temperature, split
         )
-        overlap, divergence, logprobs, top = (x.view(steps, len(at)) for x in scores)
-        return overlap, divergence, logprobs, top
+        return tuple(x.view(steps, len(at)) for x in scores)
 
-    parts = [
-        checkpoint(one_chunk, drafts, at, use_reentrant=False, preserve_rng_state=False)
-        for at in torch.split(positions, chunk)
-    ] or [one_chunk(drafts, positions)]
+    kept = steps * len(positions) * width * drafts.element_size() <= KEPT_BYTES
+    parts = []
+    for at in torch.split(positions, chunk) or (positions,):
+        if kept:
+            parts.append(one_chunk(drafts, at))
+        else:
+            parts.append(
+                checkpoint(one_chunk, drafts, at, use_reentrant=False, preserve_rng_state=False)
+            )
     return DraftScores(*(torch.cat(columns, dim=1) for columns in zip(*parts, strict=True)))
 
 
@@ -126,23 +139,23 @@ class _Compare(torch.autograd.Function):
     def forward(
         ctx: Any,
         logits: Tensor,
-        log_p: Tensor,
+        p: Tensor,
+        own_terms: Tensor,
         labels: Tensor,
         temperature: float,
         split: _Split,
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         log_q = _log_softmax(logits, temperature, split)
-        p, q = log_p.exp(), log_q.exp()
+        q = log_q.exp()
         local = labels - split.first
         here = (local >= 0) & (local < logits.shape[1])
         local = local.clamp(0, logits.shape[1] - 1)
-        below = q <= p
         sums = torch.stack(
             [
                 torch.minimum(p, q).sum(-1),
-                torch.where(p > 0, p * (log_p - log_q), 0.0).sum(-1),
+                own_terms - torch.linalg.vecdot(p, log_q),
                 log_q.gather(1, local[:, None]).squeeze(1).where(here, 0.0),
-                (q * below).sum(-1),
+                torch.linalg.vecdot(q, (q <= p).to(q.dtype)),
             ]
         )
         overlap, divergence, logprobs, share = split.reduce(sums)
@@ -159,13 +172,18 @@ class _Compare(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
         p, q, local, here, share = ctx.saved_tensors
-        grad = torch.zeros_like(q)
         by_overlap, by_divergence, by_logprob, _ = grads
+        slope = torch.zeros_like(share)  # of q, in all
+        grad: Tensor | None = None
         if by_overlap is not None:
-            grad += by_overlap[:, None] * q * ((q <= p).to(q.dtype) - share[:, None])
+            slope = slope - by_overlap * share
+            grad = torch.where(q <= p, q, 0.0).mul_(by_overlap[:, None])
         if by_divergence is not None:
-            grad += by_divergence[:, None] * (q - p)
+            slope = slope + by_divergence
+            grad = p * -by_divergence[:, None] + (0.0 if grad is None else grad)
         if by_logprob is not None:
-            grad -= by_logprob[:, None] * q
+            slope = slope - by_logprob
+        grad = q * slope[:, None] if grad is None else grad.addcmul_(q, slope[:, None])
+        if by_logprob is not None:
             grad.scatter_add_(1, local[:, None], by_logprob.where(here, 0.0)[:, None])
-        return (grad / ctx.temperature).to(ctx.dtype), None, None, None, None
+        return ((grad / ctx.temperature).to(ctx.dtype), *[None] * 5)
