@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 CPU_DEFAULTS: Mapping[str, Any] = {
@@ -16,6 +18,9 @@ CPU_DEFAULTS: Mapping[str, Any] = {
     "max_total_tokens": 131072,
     "max_running_requests": 512,
 }
+GLM_ARCHITECTURE = "GlmMoeDsaForCausalLM"
+GLM_ALIAS = "DeepseekV2ForCausalLM"
+"""What a CPU server is told instead: see `rollout.engine.glm_cpu.model`."""
 COMMON_DEFAULTS: Mapping[str, Any] = {
     "skip_server_warmup": True,
     # Token ids go in and come out: no tokenizer, no detokenizer work.
@@ -39,6 +44,8 @@ def server_arguments(
 ) -> dict[str, Any]:
     """Fields of `sglang.srt.server_args.ServerArgs`. The user's win over defaults, ours over all."""
     defaults = {**COMMON_DEFAULTS, **(CPU_DEFAULTS if device == "cpu" else {})}
+    if device == "cpu" and GLM_ARCHITECTURE in architectures(model_directory):
+        user = {**user, **_under_alias(user)}
     owned = {
         "model_path": model_directory,
         "device": device,
@@ -51,3 +58,14 @@ def server_arguments(
         owned["load_format"] = "dummy"
     defaults["random_seed"] = seed
     return {**defaults, **user, **owned}
+
+
+def architectures(model_directory: str) -> list[str]:
+    """Of its config.json."""
+    described = json.loads((Path(model_directory) / "config.json").read_text())
+    return list(described.get("architectures", []))
+
+
+def _under_alias(user: Mapping[str, Any]) -> dict[str, Any]:
+    given = json.loads(user.get("json_model_override_args", "{}"))
+    return {"json_model_override_args": json.dumps({**given, "architectures": [GLM_ALIAS]})}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from rlframe import weights
@@ -11,7 +11,11 @@ from rlframe.types import WeightManifest
 
 SAFETENSORS_DTYPES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}
 
-Signature = tuple[tuple[int, ...], str]
+ALWAYS_FLOAT32 = ".e_score_correction_bias"
+"""A router's bias: bfloat16 would make its small steps vanish."""
+
+Shape = tuple[int, ...]
+Signature = tuple[Shape, str]
 """Shape and dtype."""
 
 
@@ -25,7 +29,10 @@ def signatures(model_directory: str, dtype: str) -> dict[str, Signature]:
         shapes = _shapes_from_config(directory)
     if json.loads((directory / "config.json").read_text()).get("tie_word_embeddings"):
         shapes.pop("lm_head.weight", None)  # some tied checkpoints hold a copy; it is never served
-    return {name: (shape, SAFETENSORS_DTYPES[dtype]) for name, shape in shapes.items()}
+    return {
+        name: (shape, "F32" if name.endswith(ALWAYS_FLOAT32) else SAFETENSORS_DTYPES[dtype])
+        for name, shape in shapes.items()
+    }
 
 
 def _shapes_from_config(directory: Path) -> dict[str, tuple[int, ...]]:
@@ -35,7 +42,43 @@ def _shapes_from_config(directory: Path) -> dict[str, tuple[int, ...]]:
     config = AutoConfig.from_pretrained(directory)
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config)
-    return {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    in_memory = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    shapes = dict(_on_disk(in_memory))
+    for layer in range(getattr(config, "num_nextn_predict_layers", 0) or 0):
+        shapes |= _mtp_layer(shapes, config.num_hidden_layers + layer, config.hidden_size)
+    return shapes
+
+
+def _on_disk(in_memory: Mapping[str, Shape]) -> Iterator[tuple[str, Shape]]:
+    """transformers 5 holds all experts of a layer in one tensor; files hold each by itself."""
+    for name, shape in in_memory.items():
+        prefix, _, kind = name.rpartition(".experts.")
+        if kind not in ("gate_up_proj", "down_proj"):
+            yield name, shape
+            continue
+        experts, rows, columns = shape
+        for expert in range(experts):
+            each = f"{prefix}.experts.{expert}"
+            if kind == "down_proj":
+                yield f"{each}.down_proj.weight", (rows, columns)
+            else:
+                yield f"{each}.gate_proj.weight", (rows // 2, columns)
+                yield f"{each}.up_proj.weight", (rows // 2, columns)
+
+
+def _mtp_layer(shapes: Mapping[str, Shape], layer: int, hidden: int) -> dict[str, Shape]:
+    """GLM-5's and DeepSeek-V3's, which transformers leaves out: as the last layer, with an indexer of its
+    own where there are any, and four tensors more."""
+    last, ours = f"model.layers.{layer - 1}.", f"model.layers.{layer}."
+    made = {ours + n.removeprefix(last): s for n, s in shapes.items() if n.startswith(last)}
+    first = "model.layers.0."
+    made |= {
+        ours + n.removeprefix(first): s
+        for n, s in shapes.items()
+        if n.startswith(first + "self_attn.indexer.")
+    }
+    norms = {f"{ours}{n}.weight": (hidden,) for n in ("enorm", "hnorm", "shared_head.norm")}
+    return {**made, **norms, f"{ours}eh_proj.weight": (hidden, 2 * hidden)}
 
 
 def differences(expected: Mapping[str, Signature], manifest: WeightManifest) -> list[str]:

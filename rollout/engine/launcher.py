@@ -18,9 +18,12 @@ import signal
 import sys
 from pathlib import Path
 
+from rollout.engine.arguments import GLM_ARCHITECTURE, architectures
+
 API_KEY_VARIABLE = "RLFRAME_ENGINE_API_KEY"
 ADMIN_KEY_VARIABLE = "RLFRAME_ENGINE_ADMIN_KEY"
 PR_SET_PDEATHSIG = 1
+GLM_PACKAGE = "rollout.engine.glm_cpu"
 
 
 def die_with_parent() -> None:
@@ -36,13 +39,16 @@ def prepare_cpu(model_directory: str) -> None:
     from rollout.engine import cpu_imports
 
     cpu_imports.install()
-    os.environ.setdefault("SGLANG_DISABLED_MODEL_ARCHS", ",".join(_other_models(model_directory)))
+    known = architectures(model_directory)
+    os.environ.setdefault("SGLANG_DISABLED_MODEL_ARCHS", ",".join(_other_models(known)))
+    if GLM_ARCHITECTURE in known:
+        os.environ.setdefault("SGLANG_EXTERNAL_MODEL_PACKAGE", GLM_PACKAGE)
     os.environ.setdefault("SGLANG_USE_CPU_ENGINE", "1")  # torch's own rope, norms and activations
     _start_children_by_fork()
 
 
-def _other_models(model_directory: str) -> list[str]:
-    """SGLang's model files that do not define this model's architecture.
+def _other_models(architectures: list[str]) -> list[str]:
+    """SGLang's model files that do not define one of these architectures.
 
     Its registry imports all of them, by far the longest part of a start. This is its own switch.
     """
@@ -50,8 +56,7 @@ def _other_models(model_directory: str) -> list[str]:
     assert package is not None
     assert package.submodule_search_locations
     models = Path(next(iter(package.submodule_search_locations))) / "srt" / "models"
-    described = json.loads((Path(model_directory) / "config.json").read_text())
-    wanted = [f"class {name}(" for name in described.get("architectures", [])]
+    wanted = [f"class {name}(" for name in architectures]
     if not wanted:
         return []
     return [p.stem for p in models.glob("*.py") if not any(w in p.read_text() for w in wanted)]
