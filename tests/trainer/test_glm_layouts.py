@@ -194,7 +194,7 @@ def check(
             positions, given = _together(last, layout, f"{role} outputs", micro_batch)
             order = positions.argsort()
             torch.testing.assert_close(
-                given[order], expected[f"{role} outputs"][micro_batch][1], atol=1e-5, rtol=1e-5
+                given[order], expected[f"{role} outputs"][micro_batch][1], atol=3e-5, rtol=1e-5
             )
     for role in ("policy", "critic"):
         _same_tensors(ranks[0][f"{role} export"], expected[f"{role} export"], exact=True)

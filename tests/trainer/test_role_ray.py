@@ -17,7 +17,10 @@ import pytest
 
 from rlframe.config.schema import LayoutConfig, RoleConfig, TrainerConfig
 from rlframe.errors import RunError, UserError
+from rlframe.types import BatchPlan
 from rlframe.weights import verify
+from tests.trainer.tiny import TINY
+from tests.trainer.tiny_glm import TINY_GLM
 from tests.trainer.train_rows import plan_of, rank_spec, train_rows
 from trainer.megatron.cpu_memory import KEEP_FREED_MEMORY
 from trainer.megatron.role import MegatronRole
@@ -48,9 +51,14 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 
 def role(
-    kind: str, layout: LayoutConfig, *, path: str = "", silent_rank_s: float = 60.0
+    kind: str,
+    layout: LayoutConfig,
+    *,
+    path: str = "",
+    silent_rank_s: float = 60.0,
+    hf_config: dict[str, Any] = TINY,
 ) -> MegatronRole:
-    spec = rank_spec(kind, layout=layout)
+    spec = rank_spec(kind, layout=layout, hf_config=hf_config)
     return MegatronRole(
         spec.role,
         config=RoleConfig(layout=layout, lr=1e-2, optimizer={"adam_eps": 1e-3}),
@@ -80,8 +88,19 @@ def assert_gone(process_ids: list[int]) -> None:
     assert not alive
 
 
-def test_two_roles_work_at_the_same_time(cluster: str, tmp_path: Path) -> None:
-    policy, critic = role("policy", LayoutConfig(data=2)), role("critic", LayoutConfig())
+@pytest.mark.parametrize(
+    ("hf_config", "layout", "plan"),
+    [
+        (TINY, LayoutConfig(data=2), HALVES),
+        (TINY_GLM, LayoutConfig(context=2, expert=2), WHOLE),
+    ],
+    ids=["dense", "glm"],
+)
+def test_two_roles_work_at_the_same_time(
+    cluster: str, tmp_path: Path, hf_config: dict[str, Any], layout: LayoutConfig, plan: BatchPlan
+) -> None:
+    policy = role("policy", layout, hf_config=hf_config)
+    critic = role("critic", LayoutConfig(), hf_config=hf_config)
     told = started(policy, critic)
     process_ids = policy.process_ids() + critic.process_ids()
     try:
@@ -92,7 +111,7 @@ def test_two_roles_work_at_the_same_time(cluster: str, tmp_path: Path) -> None:
             assert KEEP_FREED_MEMORY.items() <= variables.items()
             assert variables["PYTHONPATH"].startswith(ROOT)
         rows = train_rows()
-        pending_logprobs = policy.logprobs(rows, HALVES)
+        pending_logprobs = policy.logprobs(rows, plan)
         pending_values = critic.values(rows, WHOLE)
         logprobs, values = pending_logprobs.result(), pending_values.result()
         for row, logprob, value in zip(rows, logprobs, values, strict=True):
@@ -102,17 +121,17 @@ def test_two_roles_work_at_the_same_time(cluster: str, tmp_path: Path) -> None:
             assert value[0] == 0
             assert value[1:].all()
 
-        updates = [policy.update(rows, HALVES, step=0), critic.update(rows, WHOLE, step=0)]
+        updates = [policy.update(rows, plan, step=0), critic.update(rows, WHOLE, step=0)]
         metrics = [update.result() for update in updates]
         assert all(m["skipped"] == 0 and m["grad_norm"] > 0 for m in metrics)
-        learnt = policy.logprobs(rows, HALVES).result()
+        learnt = policy.logprobs(rows, plan).result()
         assert not np.array_equal(learnt[1], logprobs[1])
 
         saves = [policy.save(str(tmp_path / "policy"), 1), critic.save(str(tmp_path / "critic"), 1)]
         assert [save.result() for save in saves] == [None, None]
-        policy.update(rows, HALVES, step=1).result()
+        policy.update(rows, plan, step=1).result()
         assert policy.load(str(tmp_path / "policy")).result() == 1
-        np.testing.assert_array_equal(policy.logprobs(rows, HALVES).result()[1], learnt[1])
+        np.testing.assert_array_equal(policy.logprobs(rows, plan).result()[1], learnt[1])
 
         manifest = policy.export(3, str(tmp_path / "published")).result()
         assert manifest.version == 3
@@ -121,7 +140,7 @@ def test_two_roles_work_at_the_same_time(cluster: str, tmp_path: Path) -> None:
         assert (tmp_path / "hf" / "config.json").exists()
 
         with pytest.raises(ValueError, match="no token"):
-            policy.update([rows[2]], plan_of(((0,),), ((),)), step=1)
+            policy.update([rows[2]], plan_of(*([((0,),), ((),)][: layout.data])), step=1)
         with pytest.raises(UserError, match="not of the critic"):
             critic.load(str(tmp_path / "policy")).result()
     finally:
