@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from rlframe.config.schema import IndexerConfig, LayoutConfig
+from rlframe.config.schema import IndexerConfig, LayoutConfig, MtpConfig
 from rlframe.errors import UserError
 from rlframe.types import BatchPlan
 from tests.trainer.spawn import run_ranks
@@ -181,3 +181,25 @@ def test_a_group_across_stages_has_no_common_target() -> None:
 def test_a_model_without_indexers_cannot_train_them() -> None:
     (message,) = run_ranks(_build, 1, spec=spec_of(0, KINDS["own"], LayoutConfig(), TINY))
     assert "trainer.policy.indexer.mode=sparse trains indexers, and this model has none" in message
+
+
+def learn_with_mtp(rank: int, world_size: int, init_method: str) -> tuple[Any, Any, Any]:
+    from tests.trainer.training_ranks import join_ranks, parameters, update
+    from trainer.megatron.training import Training
+
+    join_ranks(rank, world_size, init_method, LayoutConfig())
+    config = TINY_GLM | {"num_nextn_predict_layers": 1, "index_share_for_mtp_iteration": True}
+    mtp = MtpConfig(mode="joint", positions="all")
+    spec = spec_of(rank, KINDS["served"], LayoutConfig(), config, mtp=mtp)
+    training = Training(spec, "cpu")
+    before = parameters(training)
+    statistics = update(training, train_rows(), WHOLE, step=0)
+    return statistics, before, parameters(training)
+
+
+def test_the_mtp_layers_indexer_learns_from_its_first_step() -> None:
+    (seen,) = run_ranks(learn_with_mtp, 1)
+    learned = {name for name in moved(seen) if ".indexer." in name}
+    assert {name for name in learned if name.startswith("model.layers.9.")} != set()
+    assert len(learned) == 5 * 5
+    assert seen[0]["indexer_kl"] > 0
