@@ -105,7 +105,7 @@ def note(device: str, ceiling: float) -> str:
     return (
         f"{sizes.heads} heads, rows {sizes.latent} + {sizes.rope}, expanded heads of {sizes.head}, "
         f"{sizes.index_heads} index heads of {sizes.index_dim}, top_k {sizes.top_k}, {sizes.dtype}, one "
-        f"thread; matrix product {ceiling / 1e12:.3f} TFLOP/s. Peak memory is above the inputs: ids, "
+        f"thread, {'CPU ' if device == 'cpu' else ''}seconds; matrix product {ceiling / 1e12:.3f} TFLOP/s. Peak memory is above the inputs: ids, "
         "output, gradients, scratch."
     )
 
