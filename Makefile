@@ -4,6 +4,9 @@ SHELL := bash
 PYTHON ?= python3
 BIN := .venv/bin
 SEED ?= 0
+MODEL ?= tiny_qwen3
+# Runs of another model have names of their own.
+SUFFIX := $(if $(filter tiny_qwen3,$(MODEL)),,_$(MODEL))
 ARGS ?=
 # One BLAS thread a process: more spin against each other.
 export OMP_NUM_THREADS ?= 1
@@ -15,14 +18,14 @@ TESTS ?= tests
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
-	@echo "  e.g.  make smoke SEED=1 ARGS='steps=50'    make test TESTS=tests/rlframe"
+	@echo "  e.g.  make smoke SEED=1 ARGS='steps=50'    make smoke MODEL=glm_tiny    make test TESTS=tests/rlframe"
 
 setup: ## virtual environment with the locked dependencies (CPU or CUDA, detected)
 	@$(PYTHON) scripts/setup.py
 
-smoke: setup ## the main job: a tiny model gets better by PPO (SFT warm start first); SEED=, ARGS=
-	@$(BIN)/rlframe train experiment=sft_tiny
-	@$(BIN)/rlframe train experiment=smoke seed=$(SEED) name=smoke_$(SEED) $(ARGS)
+smoke: setup ## the main job: a tiny model gets better by PPO (SFT warm start first); SEED=, MODEL=glm_tiny, ARGS=
+	@$(BIN)/rlframe train experiment=sft_tiny model=$(MODEL) name=sft_tiny$(SUFFIX)
+	@$(BIN)/rlframe train experiment=smoke seed=$(SEED) name=smoke$(SUFFIX)_$(SEED) model.path=runs/sft_tiny$(SUFFIX)/hf $(ARGS)
 
 test: setup lint ## linters and all tests but the slow ones
 	@$(BIN)/python -m pytest $(TESTS) -m 'not slow and not gpu' -n 2 --dist loadgroup
