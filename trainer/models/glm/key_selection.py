@@ -18,6 +18,7 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
 from rlframe.errors import RunError
+from trainer.models.glm.tiles import product, softmax_dtype
 from trainer.models.glm.windows import Window, range_windows
 
 CHUNK_ROWS = 1024
@@ -63,17 +64,19 @@ def select_keys(
 def index_scores(queries: Tensor, weights: Tensor, keys: Tensor, window: Window) -> Tensor:
     """Scores of one window, unmasked: [blocks, size, width] float32 (float64 of float64 inputs)."""
     blocks, size, heads, dim = window.blocks, window.size, queries.shape[1], queries.shape[2]
-    dtype = torch.promote_types(queries.dtype, torch.float32)
-    q = queries[window.queries].to(dtype).view(blocks, size * heads, dim)
+    dtype = softmax_dtype(queries)
+    q = queries[window.queries].reshape(blocks, size * heads, dim)
     # ReLU(c x) = c ReLU(x): the scale is taken on the weights, which are fewer.
     w = (weights[window.queries].to(dtype) * dim**-0.5).view(blocks * size, 1, heads)
-    taken = window.take(keys).to(dtype)
+    taken = window.take(keys)
+    if not q.is_cuda:
+        q, taken = q.to(dtype), taken.to(dtype)  # once, not for every chunk
     scores = queries.new_empty(blocks, size, window.width, dtype=dtype)
     for at in range(0, window.width, CHUNK_ROWS):
         chunk = taken[:, at : at + CHUNK_ROWS]
         width = chunk.shape[1]
         chunk = F.pad(chunk, (0, 0, 0, -width % ALIGNED_ROWS))
-        fired = torch.bmm(q, chunk.transpose(1, 2)).relu_()  # [blocks, size * heads, chunk]
+        fired = product(q, chunk.transpose(1, 2)).relu_()  # [blocks, size * heads, chunk]
         summed = torch.bmm(w, fired.view(blocks * size, heads, -1))
         scores[:, :, at : at + width] = summed.view(blocks, size, -1)[..., :width]
     return scores

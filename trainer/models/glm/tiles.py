@@ -102,7 +102,8 @@ def product(a: Tensor, b: Tensor, *, scale: float = 1.0) -> Tensor:
     wide = torch.promote_types(torch.promote_types(a.dtype, b.dtype), torch.float32)
     narrow = next((x.dtype for x in (a, b) if x.dtype != wide), wide)
     if a.is_cuda and narrow.itemsize == 2:
-        return torch.bmm(a.to(narrow), b.to(narrow), out_dtype=wide).mul_(scale)
+        wide_product = torch.bmm(a.to(narrow), b.to(narrow), out_dtype=wide)
+        return wide_product if scale == 1.0 else wide_product.mul_(scale)
     a, b = a.to(wide), b.to(wide)
     if scale == 1.0:
         return torch.bmm(a, b)
