@@ -38,7 +38,7 @@ class Checkpoints:
         self._directory, self._keep = directory, keep
 
     def latest(self) -> Checkpoint | None:
-        complete = self._complete()
+        complete = self.complete()
         return complete[-1] if complete else None
 
     def save(self, step: int, save_roles: Mapping[str, Callable[[str], None]]) -> Checkpoint:
@@ -55,7 +55,8 @@ class Checkpoints:
         self._prune()
         return Checkpoint(step, directory)
 
-    def _complete(self) -> list[Checkpoint]:
+    def complete(self) -> list[Checkpoint]:
+        """All of them, the oldest first."""
         found = []
         for marker in sorted(self._directory.glob(f"step-*/{MARKER}")):
             try:
@@ -69,7 +70,7 @@ class Checkpoints:
         return sorted(found, key=lambda c: c.step)
 
     def _prune(self) -> None:
-        complete = self._complete()
+        complete = self.complete()
         for old in complete[: -self._keep]:
             # The marker goes first: a kill in between leaves garbage, never a checkpoint that lies.
             (old.directory / MARKER).unlink()

@@ -19,6 +19,8 @@ import torch.distributed as dist
 from torch import Tensor
 
 from rlframe.durable_files import sync_directory
+from rlframe.model_shapes.family import ModelShape
+from rlframe.model_shapes.glm import GlmShape
 from rlframe.types import WeightManifest
 from rlframe.weights import MANIFEST, Layout, SafetensorsWriter, build_manifest, write_manifest
 from trainer.models.hf_bridge import export_hf
@@ -132,14 +134,27 @@ def _bytes(tensor: Tensor) -> Any:
 
 
 def _described(model: torch.nn.Module, hf_config: Mapping[str, Any]) -> dict[str, Any]:
-    """The config of what is written, which may be another role or dtype than what was loaded."""
-    kept = {k: v for k, v in hf_config.items() if k not in ("torch_dtype", "num_labels")}
-    dtype = str(next(model.parameters()).dtype).removeprefix("torch.")
-    role = model_chunks(model)[0].role
+    chunk = model_chunks(model)[0]
+    dtype = next(model.parameters()).dtype
+    return hf_description(hf_config, role=chunk.role, dtype=dtype, shape=chunk.shape)
+
+
+def hf_description(
+    hf_config: Mapping[str, Any], *, role: str, dtype: torch.dtype, shape: ModelShape
+) -> dict[str, Any]:
+    """The config of what is written, which may be another role or dtype than what was loaded.
+
+    An MTP layer that is not in `shape` is not in the checkpoint, and its config says so.
+    """
+    dropped = ("torch_dtype", "num_labels", "quantization_config")
+    kept = {k: v for k, v in hf_config.items() if k not in dropped}
     kept |= {
         "architectures": [ARCHITECTURES[hf_config["model_type"], role]],
-        "dtype": dtype,
+        "dtype": str(dtype).removeprefix("torch."),
     }
+    if "num_nextn_predict_layers" in kept:
+        layers = shape.mtp_layers if isinstance(shape, GlmShape) else 0
+        kept["num_nextn_predict_layers"] = layers if role == "policy" else 0
     if role == "critic":
         kept["id2label"] = {"0": "value"}
     return kept

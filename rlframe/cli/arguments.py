@@ -17,6 +17,7 @@ START = """start here:
   rlframe train experiment=smoke                     then make it better by PPO
   rlframe inspect runs/smoke                         look at what happened
   rlframe plan model=glm_5_2                         what a big model would cost
+  rlframe convert SRC DST --dtype bfloat16           checkpoints, in and out of FP8
 
 `rlframe COMMAND --help` shows each command's examples.
 """
@@ -63,6 +64,20 @@ CONFIG = """examples:
   rlframe config experiment=smoke                    the resolved configuration, as a run would save it
   rlframe config experiment=smoke seed=1 > mine.yaml
   rlframe config --reference                         all keys as a Markdown table
+"""
+CONVERT = """examples:
+  rlframe convert GLM-5.2-FP8 GLM-5.2-BF16 --dtype bfloat16
+                                                     FP8 block scales multiplied out
+  rlframe convert GLM-5.2-BF16 GLM-5.2-FP8 --dtype float8
+                                                     and in again: e4m3, a scale for each block of 128 x 128
+  rlframe convert runs/mine out                      a run's latest checkpoint as a Hugging Face checkpoint
+  rlframe convert runs/mine out --step 40 --role critic
+  rlframe convert SRC DST --max-shard-size 2GB       the same numbers in other files
+  rlframe convert SRC DST --drop-mtp                 without the multi-token-prediction layer
+  rlframe convert SRC --check                        all that is missing, too much, mis-shaped or not a number
+
+Memory does not grow with the model: tensors are read, converted and written in parts. DST appears when it is
+complete; after an interruption the same command goes on with the file that it was at.
 """
 INSPECT = """examples:
   rlframe inspect runs/smoke                         the result, the curve, the latest trajectories
@@ -137,6 +152,19 @@ def _parsers() -> tuple[_Parser, dict[str, _Parser]]:
     for taking in (train, explain, config, plan):
         taking.add_argument("overrides", nargs="*", metavar="key=value", help="what to change")
         taking.add_argument("--config-dir", metavar="DIR", help="a folder with groups of your own")
+    convert = verb("convert", "rewrite or check a checkpoint, tensor by tensor", CONVERT)
+    convert.add_argument("source", help="Hugging Face checkpoint, run directory, or saved role")
+    convert.add_argument("target", nargs="?", help="directory to write; must not exist")
+    convert.add_argument(
+        "--dtype", choices=("float32", "bfloat16", "float8"), help="default: as it is stored"
+    )
+    convert.add_argument(
+        "--max-shard-size", default="5GB", metavar="SIZE", help="of one file (default 5GB)"
+    )
+    convert.add_argument("--drop-mtp", action="store_true", help="leave out the MTP layer")
+    convert.add_argument("--step", type=int, help="of a run's checkpoint; default: the latest")
+    convert.add_argument("--role", default="policy", choices=("policy", "critic"))
+    convert.add_argument("--check", action="store_true", help="write nothing, check everything")
     inspect = verb("inspect", "look into a run directory", INSPECT)
     inspect.add_argument("run_dir")
     inspect.add_argument("--trajectory", help="show one trajectory, its trained tokens marked")

@@ -41,6 +41,8 @@ def _dispatch(given: argparse.Namespace) -> int:
             return _config(given.overrides, given.config_dir, reference=given.reference)
         case "plan":
             return _plan(given)
+        case "convert":
+            return _convert(given)
         case "inspect":
             from rlframe.inspect import run_inspect
 
@@ -90,6 +92,24 @@ def _plan(given: argparse.Namespace) -> int:
         json_file=given.json,
         plot=given.plot,
         count=given.count,
+    )
+
+
+def _convert(given: argparse.Namespace) -> int:
+    from rlframe.launch.convert import run_check, run_convert
+
+    if given.check and given.target is None:
+        return run_check(given.source)
+    if given.check or given.target is None:
+        raise UserError("convert takes SRC and DST, or SRC and --check")
+    return run_convert(
+        given.source,
+        given.target,
+        dtype=given.dtype,
+        max_shard_size=given.max_shard_size,
+        drop_mtp=given.drop_mtp,
+        step=given.step,
+        role=given.role,
     )
 
 

@@ -7,6 +7,7 @@ the weight's, and reading it multiplies them (in float32, so that casting to bfl
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -139,17 +140,34 @@ class HfCheckpoint:
         """Of a weight stored as FP8."""
         return self._scales.get(name)
 
+    def read_stored(self, name: str, rows: slice = slice(None)) -> dict[str, Tensor]:
+        """Rows of a tensor, and of an FP8 weight the scales of those rows, as they lie on the disk."""
+        tensor, scales = self._stored[name].read(rows), self._scales.get(name)
+        if scales is None:
+            return {name: tensor}
+        return {name: tensor, name + SCALE_SUFFIX: scales.read(_blocks(rows, tensor.shape[0]))}
+
     def read(self, name: str, rows: slice = slice(None)) -> Tensor:
         """One tensor, or rows of it, in its stored dtype; of an FP8 weight float32.
 
         Rows of an FP8 weight begin at a multiple of 128.
         """
-        tensor, scales = self._stored[name].read(rows), self._scales.get(name)
-        if scales is None:
-            return tensor
-        first = (rows.start or 0) // BLOCK
-        blocks = slice(first, first + -(-tensor.shape[0] // BLOCK))
-        return dequantise(tensor, scales.read(blocks))
+        stored = self.read_stored(name, rows)
+        if name not in self._scales:
+            return stored[name]
+        return dequantise(stored[name], stored[name + SCALE_SUFFIX])
+
+
+def _blocks(rows: slice, count: int) -> slice:
+    """The blocks of `count` rows from the start of `rows`."""
+    first = (rows.start or 0) // BLOCK
+    return slice(first, first + -(-count // BLOCK))
+
+
+def layer_words(name: str) -> str:
+    """` of layer 3` for a tensor of one; empty for others."""
+    found = re.match(r"model\.layers\.(\d+)\.", name)
+    return f" of layer {found[1]}" if found else ""
 
 
 def _weight_map(index: Path) -> dict[str, str]:

@@ -27,7 +27,9 @@ def test_dry_run_shows_the_plan_and_starts_nothing(capsys):
     assert "policy" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("verb", ["train", "explain", "config", "plan", "inspect", "doctor"])
+@pytest.mark.parametrize(
+    "verb", ["train", "explain", "config", "plan", "convert", "inspect", "doctor"]
+)
 def test_every_command_has_help(verb, capsys):
     with pytest.raises(SystemExit) as ended:
         main([verb, "--help"])
