@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -18,24 +17,17 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from rlframe.durable_files import sync_directory
-from rlframe.model_shapes.family import ModelShape
-from rlframe.model_shapes.glm import GlmShape
+from rlframe.durable_files import replace_directory
 from rlframe.types import WeightManifest
 from rlframe.weights import MANIFEST, Layout, SafetensorsWriter, build_manifest, write_manifest
 from trainer.models.hf_bridge import export_hf
+from trainer.models.hf_description import hf_description
 from trainer.models.language_model import model_chunks
 from trainer.models.model_names import model_entries
 
 FILE = "model.safetensors"
 SLOTS = 2
 DTYPES = {torch.float32: "F32", torch.bfloat16: "BF16"}
-ARCHITECTURES = {
-    ("qwen3", "policy"): "Qwen3ForCausalLM",
-    ("qwen3", "critic"): "Qwen3ForSequenceClassification",
-    ("glm_moe_dsa", "policy"): "GlmMoeDsaForCausalLM",
-    ("glm_moe_dsa", "critic"): "GlmMoeDsaForSequenceClassification",
-}
 
 
 class WeightPublisher:
@@ -87,28 +79,6 @@ def write_checkpoint(model: torch.nn.Module, hf_config: Mapping[str, Any], direc
     dist.barrier()
 
 
-def replace_directory(staging: Path, target: Path) -> None:
-    """Flushes every file of `staging` to the disk and renames it to `target`, which it replaces."""
-    for path in staging.iterdir():
-        _flush(path)
-    sync_directory(staging)
-    old = target.with_name(f".{target.name}.old")
-    shutil.rmtree(old, ignore_errors=True)
-    if target.exists():
-        target.rename(old)
-    staging.rename(target)
-    sync_directory(target.parent)
-    shutil.rmtree(old, ignore_errors=True)
-
-
-def _flush(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
 def _take_part(model: torch.nn.Module) -> None:
     for _ in export_hf(model):
         pass
@@ -137,24 +107,3 @@ def _described(model: torch.nn.Module, hf_config: Mapping[str, Any]) -> dict[str
     chunk = model_chunks(model)[0]
     dtype = next(model.parameters()).dtype
     return hf_description(hf_config, role=chunk.role, dtype=dtype, shape=chunk.shape)
-
-
-def hf_description(
-    hf_config: Mapping[str, Any], *, role: str, dtype: torch.dtype, shape: ModelShape
-) -> dict[str, Any]:
-    """The config of what is written, which may be another role or dtype than what was loaded.
-
-    An MTP layer that is not in `shape` is not in the checkpoint, and its config says so.
-    """
-    dropped = ("torch_dtype", "num_labels", "quantization_config")
-    kept = {k: v for k, v in hf_config.items() if k not in dropped}
-    kept |= {
-        "architectures": [ARCHITECTURES[hf_config["model_type"], role]],
-        "dtype": str(dtype).removeprefix("torch."),
-    }
-    if "num_nextn_predict_layers" in kept:
-        layers = shape.mtp_layers if isinstance(shape, GlmShape) else 0
-        kept["num_nextn_predict_layers"] = layers if role == "policy" else 0
-    if role == "critic":
-        kept["id2label"] = {"0": "value"}
-    return kept

@@ -16,10 +16,10 @@ from rlframe.model_shapes.family import read_shape
 from rlframe.model_shapes.glm import GlmShape
 from trainer.convert.plan import Stored
 from trainer.convert.saved_state import SavedState
+from trainer.models.hf_description import hf_description
 from trainer.models.hf_names import Entry, join
 from trainer.models.model_names import model_entries
 from trainer.models.safetensors_files import NAMES
-from trainer.weights import hf_description
 
 ROLE_FILE = "role.json"
 

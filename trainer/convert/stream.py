@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from rlframe.durable_files import write_atomic
+from rlframe.durable_files import replace_directory, write_atomic
 from rlframe.errors import UserError
 from trainer.convert.plan import (
     Item,
@@ -26,7 +26,6 @@ from trainer.convert.sources import Source
 from trainer.models.fp8_blocks import BLOCK, quantise
 from trainer.models.hf_files import INDEX, SCALE_SUFFIX, layer_words
 from trainer.models.safetensors_files import DTYPES, SafetensorsFile
-from trainer.weights import replace_directory
 
 NUMBERS_AT_ONCE = 4 << 20
 """Of a tensor, held at once: 16 MiB in float32, and a few copies of that."""

@@ -29,11 +29,11 @@ from megatron.core.optimizer import MegatronOptimizer
 from megatron.core.tensor_parallel.random import get_cuda_rng_tracker
 from torch.distributed.checkpoint.api import CheckpointException
 
+from rlframe.durable_files import replace_directory
 from rlframe.errors import RunError, UserError
 from trainer.megatron import optimizer_state
 from trainer.megatron.checkpoint_writer import DirectWriter
 from trainer.models.language_model import LanguageModel, model_chunks
-from trainer.weights import replace_directory
 
 ROLE_FILE = "role.json"
 METADATA = {
