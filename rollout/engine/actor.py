@@ -57,7 +57,12 @@ class EngineActor:
 
     def sign(self, *, timeout_s: float) -> Sign | None:
         """What tells whether it moves; None where its process is dead."""
-        return self._control.work(timeout_s=timeout_s) if self._server.alive else None
+        if not self._server.alive:
+            return None
+        on_cpu = self._spec.device == "cpu"
+        return Sign(
+            self._control.work(timeout_s=timeout_s), self._server.processor_s() if on_cpu else 0.0
+        )
 
     def generates(self, *, timeout_s: float) -> bool:
         """A token comes back in time, as from a hung server it does not."""

@@ -15,6 +15,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 from rlframe.errors import RunError
 from rollout.engine import launcher
 from rollout.engine.arguments import server_arguments
@@ -72,6 +74,15 @@ class SglangServer:
     @property
     def alive(self) -> bool:
         return self._process is not None and self._process.poll() is None
+
+    def processor_s(self) -> float:
+        """Used so far by what the server has started: schedulers and detokenizer, not HTTP."""
+        used = 0.0
+        with contextlib.suppress(psutil.Error):
+            for child in psutil.Process(self.pid).children():
+                times = child.cpu_times()
+                used += times.user + times.system
+        return used
 
     def start(self) -> None:
         """Returns when one token has come back. RunError with the end of the log where it can't start."""
