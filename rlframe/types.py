@@ -100,6 +100,8 @@ class Turn:
     """`stop`, `length` or `abort`."""
     started_s: float = 0.0
     ended_s: float = 0.0
+    extras: Mapping[str, str] = field(default_factory=dict)
+    """What the engine returned besides, as it wrote it: `routed_experts`, `indexer_topk` (base64)."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -180,7 +180,11 @@ class PolicyClient:
         if not turn.output_ids:
             raise InfraFault("the engine answered without a token")
         call = self._capture.record(
-            turn, base=self._context.last_call, thread=self.thread, kind=kind
+            turn,
+            base=self._context.last_call,
+            thread=self.thread,
+            kind=kind,
+            extras=dict(turn.extras),
         )
         return call, turn
 

@@ -237,6 +237,7 @@ class Session:
             kind=kind,
             status=CallStatus.OK if served else CallStatus.ABORTED,
             digest=request.digest,
+            extras=dict(turn.extras),
         )
         self._join(call)
         return call

@@ -55,6 +55,8 @@ class WorkerSpec:
     black_box: BlackBoxSpec | None = None
     """Given: an agent program drives every attempt."""
     call_log_directory: str = ""
+    extras: tuple[str, ...] = ()
+    """What engines are asked for besides (`rollout.engine.client.EXTRAS`); it goes into the call log."""
     tool_call_parser: str = ""
     reasoning_parser: str = ""
     template_args: Mapping[str, Any] = field(default_factory=dict)
@@ -94,6 +96,7 @@ class RolloutWorker:
             vocab_size=spec.vocab_size,
             max_context_tokens=spec.max_context_tokens,
             request_timeout_s=spec.request_timeout_s,
+            extras=spec.extras,
         )
         await self._client.__aenter__()
         if spec.black_box is None:

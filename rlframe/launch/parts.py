@@ -20,6 +20,7 @@ from rlframe.launch.black_box import black_box_spec
 from rlframe.launch.job import Job
 from rlframe.types import WeightManifest
 from rollout.compaction import INSTRUCTION, CompactionPolicy
+from rollout.engine.client import EXTRAS
 from rollout.engine.pool import EnginePool
 from rollout.engine.server import EngineSpec
 from rollout.modes.white_box import Limits
@@ -136,6 +137,9 @@ def rollouts_of(job: Job) -> RolloutPool:
         tool_call_parser=rollout.tool_call_parser,
         reasoning_parser=rollout.reasoning_parser,
         template_args=dict(rollout.template_args),
+        extras=tuple(
+            name for name in EXTRAS if rollout.engine_args.get(f"enable_return_{name}", False)
+        ),
         request_timeout_s=rollout.request_timeout_s,
         max_concurrency=math.ceil(rollout.max_concurrency / rollout.workers),
         domain_concurrency={

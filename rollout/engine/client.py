@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import orjson
@@ -23,6 +23,9 @@ LONGEST_BACKOFF_S = 2.0
 RETRIED_STATUS = frozenset({500, 502, 503, 504})
 ROUTING_KEY = "x-smg-routing-key"
 PATH = "/generate"
+EXTRAS = ("routed_experts", "indexer_topk")
+"""Of `meta_info`, where SGLang was started with `enable_return_<name>`: for every token that it computed
+with and every layer, int32 numbers in base64."""
 
 
 class EngineClient:
@@ -36,7 +39,10 @@ class EngineClient:
         vocab_size: int,
         max_context_tokens: int,
         request_timeout_s: float,
+        extras: Sequence[str] = (),
     ) -> None:
+        """`extras`: of EXTRAS, what the engine is asked for besides; it must have been started so."""
+        self._extras = {name: f"return_{name}" for name in extras}
         self._vocab_size, self._max_context_tokens = vocab_size, max_context_tokens
         self._request_timeout_s = request_timeout_s
         self._pool = HttpPool(base_url)
@@ -71,6 +77,7 @@ class EngineClient:
             "sampling_params": dict(sampling),
             "return_logprob": True,
         }
+        body |= dict.fromkeys(self._extras.values(), True)
         if request_id:
             body["rid"] = request_id
         headers = header_lines({ROUTING_KEY: routing_key}) if routing_key else b""
@@ -167,6 +174,7 @@ class EngineClient:
             finish_reason=reason,
             started_s=started_s,
             ended_s=time.time(),
+            extras={name: str(meta[name]) for name in self._extras},
         )
 
 

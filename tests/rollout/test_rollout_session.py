@@ -5,6 +5,8 @@ The numbers in the names are those of the design page (04-agents.md), section 2.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from scripted_engine import END, call
 from session_attempt import SYSTEM, TASK, TOOLS, Attempt, result, user
@@ -105,6 +107,17 @@ async def test_1_10_an_empty_answer_is_the_engines_fault(attempt: Attempt) -> No
     with pytest.raises(InfraFault, match="without a token"):
         await attempt.ask([SYSTEM, TASK], "x" + END)
     assert attempt.capture.calls == []
+
+
+async def test_what_the_engine_returns_besides_is_in_the_log(attempt: Attempt) -> None:
+    async def with_experts(ids, *, sampling, routing_key):
+        turn = await attempt.engine.generate(ids, sampling=sampling)
+        return replace(turn, extras={"routed_experts": "AAAAAA=="})
+
+    object.__setattr__(attempt.session._settings, "generate", with_experts)
+    await attempt.ask([SYSTEM, TASK], "x" + END)
+    (logged,) = attempt.capture.calls
+    assert logged.extras == {"routed_experts": "AAAAAA=="}
 
 
 async def test_2_3_to_2_7_a_rewritten_turn_splits_where_it_differs(attempt: Attempt) -> None:

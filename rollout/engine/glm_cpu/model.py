@@ -13,6 +13,7 @@ from typing import Any
 
 from sglang.srt.layers.attention import attention_registry
 from sglang.srt.layers.rotary_embedding import factory
+from sglang.srt.mem_cache.pool_host import common
 from sglang.srt.models import deepseek_v2
 from sglang.srt.models.deepseek_common.attention_backend_handler import AttentionBackendRegistry
 from sglang.srt.models.deepseek_common.attention_forward_methods.forward_methods import (
@@ -62,6 +63,14 @@ def _absorbed(attention: Any, forward_batch: Any) -> Any:
     return AttnForwardMethod.MLA
 
 
+def _unpinned(
+    dims: tuple[int, ...], dtype: Any, device: str, pin_memory: bool, allocator: Any, *_: Any
+) -> Any:
+    """Host memory for routed experts, which SGLang pins for CUDA."""
+    return allocator.allocate(dims, dtype=dtype, device=device)
+
+
+common.ALLOC_MEMORY_FUNCS["cpu"] = _unpinned
 factory.get_rope_cpu = _rope(factory.get_rope_cpu)
 AttentionBackendRegistry.register(BACKEND, _absorbed)
 attention_registry.register_attention_backend(BACKEND)(TorchSparseAttention)

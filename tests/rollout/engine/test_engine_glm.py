@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import json
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
@@ -53,7 +54,11 @@ def served(
 ) -> Iterator[tuple[SglangServer, Keys, Any]]:
     """Prompts are prefilled in pieces, and the pool is small enough that requests are retracted."""
     keys = Keys()
-    arguments = {"max_total_tokens": 1500, "chunked_prefill_size": 64}
+    arguments = {
+        "max_total_tokens": 1500,
+        "chunked_prefill_size": 64,
+        "enable_return_routed_experts": True,
+    }
     spec = engine_spec(glm, tmp_path_factory.mktemp("logs"), arguments=arguments)
     server = SglangServer(spec, keys, host="127.0.0.1")
     server.start()
@@ -70,6 +75,7 @@ async def client(served: tuple[SglangServer, Keys, Any]) -> AsyncIterator[Engine
         vocab_size=TINY_GLM["vocab_size"],
         max_context_tokens=CONTEXT,
         request_timeout_s=120,
+        extras=("routed_experts",),
     ) as made:
         yield made
 
@@ -106,6 +112,20 @@ async def test_logprobs_of_many_at_once_in_pieces(
     turns = await sampled(client, prompts(24, seed=1))
     assert_logprobs(turns, glm)
     assert "Retract" in served[0].log.read_text()
+
+
+async def test_routed_experts_come_back_for_every_token_that_was_computed(
+    client: EngineClient,
+) -> None:
+    (turn,) = await sampled(client, prompts(1, seed=4))
+    chosen = np.frombuffer(base64.b64decode(turn.extras["routed_experts"]), np.int32)
+    layers, per_token = TINY_GLM["num_hidden_layers"], TINY_GLM["num_experts_per_tok"]
+    by_token = chosen.reshape(-1, layers, per_token)
+    assert len(by_token) == len(turn.prompt_ids) + len(turn.output_ids) - 1
+    sparse = by_token[:, TINY_GLM["first_k_dense_replace"] :]
+    assert sparse.min() >= 0
+    assert sparse.max() < TINY_GLM["n_routed_experts"]
+    assert (sparse[..., 0] != sparse[..., 1]).all(), "two different experts a token"
 
 
 async def test_a_cached_prefix_has_its_index_keys(client: EngineClient, glm: Path) -> None:
