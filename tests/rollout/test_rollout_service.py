@@ -7,6 +7,7 @@ import os
 import signal
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -202,6 +203,15 @@ def test_every_attempt_comes_back_once_over_two_workers(
         running.pool.close()
 
 
+def children_named(text: str) -> list[int]:
+    found = []
+    for process in psutil.Process(os.getpid()).children(recursive=True):
+        with suppress(psutil.Error):  # another one may end just now
+            if text in " ".join(process.cmdline()):
+                found.append(process.pid)
+    return found
+
+
 def test_attempts_of_a_killed_worker_are_made_by_its_successor(
     engines: tuple[EnginePool, WorkerSpec],
 ) -> None:
@@ -209,11 +219,7 @@ def test_attempts_of_a_killed_worker_are_made_by_its_successor(
     try:
         running.pool.submit(requests(60, prefix="c"))
         found = running.collect(1)
-        (pid,) = [
-            p.pid
-            for p in psutil.Process(os.getpid()).children(recursive=True)
-            if "RolloutWorker" in " ".join(p.cmdline())
-        ]
+        (pid,) = children_named("RolloutWorker")
         os.kill(pid, signal.SIGKILL)
         found += running.collect(60 - len(found))
         assert sorted(t.id for t in found) == sorted(f"c/{n}" for n in range(60))
