@@ -20,6 +20,8 @@ from torch import Tensor
 from rlframe.durable_files import replace_directory
 from rlframe.types import WeightManifest
 from rlframe.weights import MANIFEST, Layout, SafetensorsWriter, build_manifest, write_manifest
+from trainer.convert.plan import Shard, Stored, plan_items, plan_shards
+from trainer.convert.sharded_writer import ShardedWriter
 from trainer.models.hf_bridge import export_hf
 from trainer.models.hf_description import hf_description
 from trainer.models.language_model import model_chunks
@@ -27,6 +29,7 @@ from trainer.models.model_names import model_entries
 
 FILE = "model.safetensors"
 SLOTS = 2
+MAX_SHARD_BYTES = 5_000_000_000
 DTYPES = {torch.float32: "F32", torch.bfloat16: "BF16"}
 
 
@@ -57,10 +60,16 @@ class WeightPublisher:
         return manifest
 
 
-def write_checkpoint(model: torch.nn.Module, hf_config: Mapping[str, Any], directory: str) -> None:
+def write_checkpoint(
+    model: torch.nn.Module,
+    hf_config: Mapping[str, Any],
+    directory: str,
+    *,
+    max_shard_bytes: int = MAX_SHARD_BYTES,
+) -> None:
     """Collective: config and weights that transformers loads, at `directory` whole or not at all.
 
-    What is at `directory` already is replaced. The critic is written as a sequence classifier with
+    Tensors go to their files one by one; a file holds `max_shard_bytes` at most, or one tensor. What is at `directory` already is replaced. The critic is written as a sequence classifier with
     one label, its value head as `score.weight`.
     """
     if dist.get_rank() == 0:
@@ -68,9 +77,10 @@ def write_checkpoint(model: torch.nn.Module, hf_config: Mapping[str, Any], direc
         staging = target.with_name(f".{target.name}.partial")
         shutil.rmtree(staging, ignore_errors=True)
         staging.mkdir(parents=True)
-        writer = SafetensorsWriter(staging / FILE, _layout(model))
-        writer.write(_buffers(model))
-        writer.close()
+        writer = ShardedWriter(staging, _shards(model, max_shard_bytes))
+        for name, tensor in export_hf(model):
+            writer.write(name, tensor)
+        writer.finish()
         config = json.dumps(_described(model, hf_config), indent=2) + "\n"
         (staging / "config.json").write_text(config)
         replace_directory(staging, target)
@@ -82,6 +92,11 @@ def write_checkpoint(model: torch.nn.Module, hf_config: Mapping[str, Any], direc
 def _take_part(model: torch.nn.Module) -> None:
     for _ in export_hf(model):
         pass
+
+
+def _shards(model: torch.nn.Module, max_bytes: int) -> list[Shard]:
+    tensors = {item.name: Stored(item.dtype, item.shape) for item in _layout(model)}
+    return plan_shards(plan_items(tensors, "stored"), max_bytes=max_bytes)
 
 
 def _layout(model: torch.nn.Module) -> list[Layout]:

@@ -12,6 +12,7 @@ from transformers import GlmMoeDsaForCausalLM
 
 from rlframe.errors import UserError
 from tests.trainer.hf_checkpoints import WITH_MTP, assert_same, read_all, write_glm
+from tests.trainer.spawn import run_ranks
 from trainer.convert.check import name_problems, value_problems
 from trainer.convert.sources import HfSource
 from trainer.convert.stream import Conversion, Options
@@ -219,6 +220,40 @@ def test_a_config_that_contradicts_itself_is_refused(glm, tmp_path):
     (target / "config.json").write_text(json.dumps(config | {"indexer_types": ["full"] * 3}))
     with pytest.raises(UserError, match="indexer_types has 3 entries for num_hidden_layers=9"):
         name_problems(HfSource(target))
+
+
+def export(rank, world_size, init_method, path: str, out: str) -> None:
+    import torch
+
+    from rlframe.config.schema import LayoutConfig, MtpConfig
+    from tests.trainer.training_ranks import join_ranks
+    from trainer.models.build import build_chunks
+    from trainer.weights import write_checkpoint
+
+    layout = LayoutConfig(tensor=world_size, sequence_parallel=world_size > 1, expert=world_size)
+    join_ranks(rank, world_size, init_method, layout)
+    model = build_chunks(
+        hf_config=WITH_MTP,
+        layout=layout,
+        transformer={},
+        role="policy",
+        dtype="bfloat16",
+        device=torch.device("cpu"),
+        seed=0,
+        path=path,
+        mtp=MtpConfig(mode="detached", steps=2),
+    )
+    write_checkpoint(model, WITH_MTP, out, max_shard_bytes=70_000)
+
+
+def test_the_trainer_loads_fp8_files_and_writes_what_they_stand_for(glm, tmp_path):
+    """Sharded in and out, with the MTP layer, on two tensor- and expert-parallel ranks."""
+    fp8 = convert(glm, tmp_path / "fp8", target="float8", max_shard_bytes=50_000)
+    back = convert(fp8, tmp_path / "back", target="bfloat16")
+    run_ranks(export, 2, path=str(fp8), out=str(tmp_path / "out"))
+    assert_same(read_all(tmp_path / "out"), read_all(back))
+    assert len(list((tmp_path / "out").glob("*.safetensors"))) > 5
+    assert name_problems(HfSource(tmp_path / "out")) == []
 
 
 PEAK = """
