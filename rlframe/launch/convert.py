@@ -36,6 +36,8 @@ TARGETS: dict[str | None, Target] = {
     "float8": "float8",
 }
 SHOWN_PROBLEMS = 200
+LOGGED_BYTES = 10**9
+"""Less is done before anybody looks into the log."""
 
 
 def run_convert(
@@ -60,7 +62,7 @@ def run_convert(
         done = conversion.run(advance)
     resumed = f", {done.resumed_files} of them by an earlier attempt" if done.resumed_files else ""
     out.print(
-        f"wrote {target}: {done.tensors:,} tensors, {done.num_bytes / 1e9:,.2f} GB in "
+        f"wrote {target}: {done.tensors:,} tensors, {_size(done.num_bytes)} in "
         f"{done.files} file{'s' * (done.files > 1)}{resumed}"
     )
     return 0
@@ -138,7 +140,10 @@ def _role_directory(checkpoint: Path, role: str) -> Path:
 
 @contextmanager
 def _progress(console: Console, what: str, total: int) -> Iterator[Callable[[int], None]]:
-    """A bar on a terminal, nothing elsewhere."""
+    """A bar on a terminal; in a log a line for each tenth."""
+    if not console.is_terminal:
+        yield _tenths(console, what, total)
+        return
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
@@ -146,6 +151,23 @@ def _progress(console: Console, what: str, total: int) -> Iterator[Callable[[int
         TransferSpeedColumn(),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
+    with Progress(*columns, console=console) as progress:
         task = progress.add_task(what, total=total)
         yield lambda count: progress.advance(task, count)
+
+
+def _tenths(console: Console, what: str, total: int) -> Callable[[int], None]:
+    done, said = 0, 0
+
+    def advance(count: int) -> None:
+        nonlocal done, said
+        done += count
+        if total >= LOGGED_BYTES and done * 10 // total > said:
+            said = done * 10 // total
+            console.print(f"{what}: {said * 10}% of {_size(total)}")
+
+    return advance
+
+
+def _size(num_bytes: int) -> str:
+    return f"{num_bytes / 1e9:,.2f} GB" if num_bytes >= 1e9 else f"{num_bytes / 1e6:,.1f} MB"
