@@ -51,7 +51,7 @@ PLAN = """examples:
   rlframe plan model=glm_5_2 --contexts 8K,200K,1M   at these positions
   rlframe plan model=glm_5_2 --averaged              a mean token of a prompt, not its last one
   rlframe plan model=glm_5_2 model.dtype=bfloat16 trainer.max_tokens_per_micro_batch=32768 \\
-      trainer.policy.layout={data:16,pipeline:16,expert:16}
+      'trainer.policy.layout={data:16,pipeline:16,expert:16}'
                                                      memory of the ranks of this layout
   rlframe plan model=glm_5_2 --count                 beside the formulas, a count on the real modules
   rlframe plan model=glm_5_2 --json plan.json --plot plan.png
