@@ -72,6 +72,8 @@ CONVERT = """examples:
                                                      and in again: e4m3, a scale for each block of 128 x 128
   rlframe convert runs/mine out                      a run's latest checkpoint as a Hugging Face checkpoint
   rlframe convert runs/mine out --step 40 --role critic
+  rlframe convert runs/mine out --mtp-from GLM-5.2-BF16
+                                                     with the MTP layer that the run did not train
   rlframe convert SRC DST --max-shard-size 2GB       the same numbers in other files
   rlframe convert SRC DST --drop-mtp                 without the multi-token-prediction layer
   rlframe convert SRC --check                        all that is missing, too much, mis-shaped or not a number
@@ -162,6 +164,9 @@ def _parsers() -> tuple[_Parser, dict[str, _Parser]]:
         "--max-shard-size", default="5GB", metavar="SIZE", help="of one file (default 5GB)"
     )
     convert.add_argument("--drop-mtp", action="store_true", help="leave out the MTP layer")
+    convert.add_argument(
+        "--mtp-from", metavar="DIR", help="take the MTP layer from this Hugging Face checkpoint"
+    )
     convert.add_argument("--step", type=int, help="of a run's checkpoint; default: the latest")
     convert.add_argument("--role", default="policy", choices=("policy", "critic"))
     convert.add_argument("--check", action="store_true", help="write nothing, check everything")

@@ -108,6 +108,7 @@ def _convert(given: argparse.Namespace) -> int:
         dtype=given.dtype,
         max_shard_size=given.max_shard_size,
         drop_mtp=given.drop_mtp,
+        mtp_from=given.mtp_from,
         step=given.step,
         role=given.role,
     )

@@ -49,6 +49,7 @@ def run_convert(
     drop_mtp: bool,
     step: int | None,
     role: str,
+    mtp_from: str | None = None,
     console: Console | None = None,
 ) -> int:
     """UserError for what can't be converted; an interrupted conversion is gone on with by the same command."""
@@ -57,6 +58,8 @@ def run_convert(
     out = console or Console(highlight=False)
     options = Options(TARGETS[dtype], read_size(max_shard_size), drop_mtp)
     found = find_source(Path(source), step=step, role=role)
+    if mtp_from is not None:
+        found = _with_mtp(found, Path(mtp_from), drop_mtp=drop_mtp)
     conversion = Conversion(found, Path(target), options)
     with _progress(out, "writing", conversion.num_bytes) as advance:
         done = conversion.run(advance)
@@ -108,6 +111,15 @@ def find_source(path: Path, *, step: int | None, role: str) -> Source:
     if (path / role / ROLE_FILE).exists():
         return SavedRole(path / role)
     return HfSource(path)
+
+
+def _with_mtp(source: Source, donor: Path, *, drop_mtp: bool) -> Source:
+    from trainer.convert.sources import HfSource
+    from trainer.convert.with_mtp import WithMtp
+
+    if drop_mtp:
+        raise UserError("--mtp-from adds the layer that --drop-mtp leaves out: give one of them")
+    return WithMtp(source, HfSource(donor))
 
 
 def read_size(text: str) -> int:

@@ -16,6 +16,7 @@ from tests.trainer.spawn import run_ranks
 from trainer.convert.check import name_problems, value_problems
 from trainer.convert.sources import HfSource
 from trainer.convert.stream import Conversion, Options
+from trainer.convert.with_mtp import WithMtp
 from trainer.models.fp8_blocks import dequantise
 from trainer.models.hf_files import HfCheckpoint
 
@@ -111,6 +112,19 @@ def test_the_mtp_layer_can_be_left_out(glm, tmp_path):
     assert not [name for name in read_all(target) if name.startswith(MTP)]
     assert json.loads((target / "config.json").read_text())["num_nextn_predict_layers"] == 0
     assert name_problems(HfSource(target)) == []
+
+
+def test_the_mtp_layer_can_come_from_elsewhere(glm, tmp_path):
+    bare = convert(glm, tmp_path / "bare", drop_mtp=True)
+    donor = convert(glm, tmp_path / "donor", target="float8")
+    source = WithMtp(HfSource(bare), HfSource(donor))
+    Conversion(source, tmp_path / "out", Options(target="bfloat16")).run()
+    expected = read_all(convert(donor, tmp_path / "back", target="bfloat16"))
+    expected = read_all(bare) | {n: t for n, t in expected.items() if n.startswith(MTP)}
+    assert_same(read_all(tmp_path / "out"), expected)
+    assert name_problems(HfSource(tmp_path / "out")) == []
+    with pytest.raises(UserError, match="has no MTP layer"):
+        WithMtp(HfSource(glm), HfSource(bare))
 
 
 class StoppedError(Exception):
@@ -261,6 +275,7 @@ import resource, sys
 from pathlib import Path
 from trainer.convert.sources import HfSource
 from trainer.convert.stream import Conversion, Options
+from trainer.convert.with_mtp import WithMtp
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 Conversion(HfSource(Path(sys.argv[1])), Path(sys.argv[2]), Options(target=sys.argv[3])).run()
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
