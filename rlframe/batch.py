@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import repeat
 
 import numpy as np
 
 from rlframe.credit import Credit
-from rlframe.types import Float32Array, Trace, TrainRow, Trajectory
+from rlframe.loss_weights import WeightRules, weights
+from rlframe.types import BoolArray, Float32Array, Trace, TrainRow, Trajectory
 
 
 def flatten(trajectories: Sequence[Trajectory]) -> list[Trace]:
@@ -46,6 +48,7 @@ def with_credit(
     *,
     old_logprobs: Sequence[Float32Array],
     old_values: Sequence[Float32Array],
+    ref_logprobs: Sequence[Float32Array] | None = None,
 ) -> list[TrainRow]:
     """The rows that an update takes; what the credit leaves out does not train."""
     credited = zip(
@@ -55,12 +58,43 @@ def with_credit(
         credit.returns,
         old_logprobs,
         old_values,
+        ref_logprobs if ref_logprobs is not None else repeat(None, len(rows)),
         strict=True,
     )
     return [
-        replace(row, loss_mask=m, advantages=a, returns=r, old_logprobs=p, old_values=v)
-        for row, m, a, r, p, v in credited
+        replace(
+            row,
+            loss_mask=m,
+            advantages=a,
+            returns=r,
+            old_logprobs=p,
+            old_values=v,
+            ref_logprobs=reference,
+        )
+        for row, m, a, r, p, v, reference in credited
     ]
+
+
+def weighted(
+    trajectories: Sequence[Trajectory],
+    rows: Sequence[TrainRow],
+    kept: Sequence[BoolArray],
+    indices: Sequence[int],
+    rules: WeightRules,
+) -> list[TrainRow]:
+    """The rows `indices` (whole trajectories, in order) with their weights in the policy's loss."""
+    part = [rows[i] for i in indices]
+    if rules.are_plain:
+        return part
+    chosen, starts = set(indices), np.cumsum([0, *(len(t.traces) for t in trajectories)])
+    own = [t for t, start in zip(trajectories, starts, strict=False) if start in chosen]
+    each = weights(
+        own,
+        [row.loss_mask for row in part],
+        [kept[i] for i in indices],
+        aggregation=rules.aggregation,
+    )
+    return [replace(row, loss_weights=w) for row, w in zip(part, each, strict=True)]
 
 
 def mini_batches(

@@ -37,6 +37,8 @@ class Actions:
     chain_of: list[int]
     """Of each trace in chain order; chains without an action are counted too."""
     chain_starts: IntArray  # [all chains + 1] in actions
+    totals: list[float | None]
+    """Of each chain: the trajectory's reward if it ends with that as if alone, else None."""
 
     @classmethod
     def of(
@@ -45,15 +47,22 @@ class Actions:
         values: Sequence[Sequence[Float32Array]],
         *,
         masks_truncated: bool,
+        splits_compaction: bool = False,
+        splits_sub_agents: bool = False,
     ) -> Actions:
+        """`splits_...`: these sub-traces are chains of their own, which end with the whole reward."""
         order: list[int] = []
+        totals: list[float | None] = []
         chain_of: list[int] = []
         masks: list[BoolArray] = []
         parts: list[Float32Array] = []
         flat, chains = 0, 0
         for trajectory, own in zip(trajectories, values, strict=True):
             masked = masks_truncated and trajectory.status.is_truncated
-            for chain in chains_of(trajectory):
+            alone = _spawned(trajectory) if splits_sub_agents else set()
+            for chain in chains_of(trajectory, splits_compaction=splits_compaction):
+                ends_alone = splits_compaction or chain[0] in alone
+                totals.append(trajectory.reward if ends_alone else None)
                 for k in chain:
                     mask = trajectory.traces[k].loss_mask
                     order.append(flat + k)
@@ -76,6 +85,7 @@ class Actions:
             values=all_values[positions].astype(np.float64),
             chain_of=chain_of,
             chain_starts=np.searchsorted(positions, token_starts[first_traces]),
+            totals=totals,
         )
 
     @property
@@ -96,14 +106,19 @@ class Actions:
                 amounts.append(reward.value if length else 0.0)
             flat += len(trajectory.traces)
         rewards = np.zeros(len(self.positions))
-        if not amounts or not len(self.positions):
+        if not len(self.positions):
+            return rewards
+        for chain, total in enumerate(self.totals):
+            if total is not None and self.chain_starts[chain] < self.chain_starts[chain + 1]:
+                rewards[self.chain_starts[chain + 1] - 1] = total
+        if not amounts:
             return rewards
         where = self.token_starts[traces] + np.array(positions)
         where = np.minimum(where, self.token_starts[np.array(traces) + 1] - 1)
         chains = np.array(self.chain_of)[traces]
         starts, ends = self.chain_starts[chains], self.chain_starts[chains + 1]
         index = np.maximum(np.searchsorted(self.positions, where, side="right") - 1, starts)
-        real = starts < ends
+        real = (starts < ends) & np.array([total is None for total in self.totals])[chains]
         np.add.at(rewards, index[real], np.array(amounts, np.float64)[real])
         return rewards
 
@@ -116,14 +131,24 @@ class Actions:
             if bootstraps and trajectory.status.is_truncated:
                 for k in range(len(trajectory.traces)):
                     chain = self.chain_of[place[flat + k]]
+                    if self.totals[chain] is not None:
+                        continue
                     last = self.chain_starts[chain + 1] - 1
                     ends[chain] = self.values[last] if last >= self.chain_starts[chain] else 0.0
             for link in trajectory.links:
                 if link.kind is LinkKind.SPAWNED_BY:
                     child = self.chain_of[place[flat + link.child]]
-                    ends[child] = self._value_at(place[flat + link.parent], link.join_position)
+                    if self.totals[child] is None:
+                        ends[child] = self._value_at(place[flat + link.parent], link.join_position)
             flat += len(trajectory.traces)
         return ends[np.diff(self.chain_starts) > 0]
+
+    def gather(self, arrays: Sequence[Float32Array]) -> Float64Array:
+        """[A] of one array a trace, in the order of `batch.flatten`."""
+        parts = [arrays[flat] for flat in self.order]
+        joined = np.concatenate([np.zeros(0, np.float32), *parts])
+        chosen: Float64Array = joined[self.positions].astype(np.float64)
+        return chosen
 
     def scatter(self, amounts: Float64Array) -> list[Float32Array]:
         """One array a trace, in the order of `batch.flatten`; 0 between the actions."""
@@ -155,9 +180,14 @@ class Actions:
         return [tokens[starts[j] : starts[j + 1]] for j in self._places()]
 
 
-def chains_of(trajectory: Trajectory) -> list[list[int]]:
+def _spawned(trajectory: Trajectory) -> set[int]:
+    """The traces that sub-agents begin with."""
+    return {k.child for k in trajectory.links if k.kind is LinkKind.SPAWNED_BY}
+
+
+def chains_of(trajectory: Trajectory, *, splits_compaction: bool = False) -> list[list[int]]:
     """Trace indices, joined by `continues` in time order; chains in the order of their first trace."""
-    if not trajectory.links:
+    if not trajectory.links or splits_compaction:
         return [[k] for k in range(len(trajectory.traces))]
     continued = {k.parent: k.child for k in trajectory.links if k.kind is LinkKind.CONTINUES}
     heads = set(range(len(trajectory.traces))) - set(continued.values())

@@ -14,6 +14,14 @@ delta_t = r_t + gamma V_{t+1} - V_t and A_t = delta_t + gamma lambda A_{t+1} (Sc
 - at the end V is 0, or by `truncation` for a trajectory that limits cut off: `terminal` 0, `bootstrap`
   the last value, `mask`: none of its tokens trains.
 
+- `compaction = terminal` makes each sub-trace a chain of its own that ends with the trajectory's whole
+  reward, `sub_agent = terminal` each sub-agent's chain; they are there to compare with.
+
+Two lambdas: the policy's advantages, and the critic's targets V + A (decoupled GAE; VAPO, arXiv
+2504.05118, which also has the policy's 1 - 1 / (alpha T) for a chain of T actions). A penalty on single
+tokens (`token_rewards`: a KL in the reward) is part of r_t for both, so the targets agree with it.
+Without a critic (`rlframe.group_credit`) every V is 0.
+
 V_t stands at index t of a trace's values: the value of the state *before* token t.
 
 All actions of a block of trajectories are one flat array; there is no Python loop over tokens.
@@ -48,32 +56,47 @@ class Credit:
     """The traces' own, but all false for trajectories that `truncation = mask` leaves out."""
 
 
+@dataclass(frozen=True, slots=True)
+class CreditRules:
+    """The knobs of `PpoConfig` that credit depends on."""
+
+    gamma: float
+    lambda_policy: float
+    lambda_critic: float
+    truncation: str
+    whiten: bool
+    estimator: str = "gae"
+    lambda_length_alpha: float = 0.0
+    compaction: str = "chain"
+    sub_agent: str = "join"
+
+
 def assign_credit(
     trajectories: Sequence[Trajectory],
     values: Sequence[Sequence[Float32Array]],
     *,
-    gamma: float,
-    lambda_policy: float,
-    lambda_critic: float,
-    truncation: str,
-    whiten: bool,
+    rules: CreditRules,
+    token_rewards: Sequence[Sequence[Float32Array]] | None = None,
 ) -> Credit:
-    """`values[i][k]` belongs to trace k of trajectory i, [T]. Advantages use `lambda_policy`; returns
-    are V + the advantage under `lambda_critic` (decoupled GAE, VAPO, arXiv 2504.05118)."""
+    """`values[i][k]` belongs to trace k of trajectory i, [T]; and so do `token_rewards`, which count at
+    actions only."""
     blocks: list[Actions] = []
     policy: list[Float64Array] = []
     returns: list[Float32Array] = []
     for part in _blocks(trajectories):
-        actions = Actions.of(trajectories[part], values[part], masks_truncated=truncation == "mask")
-        ends = actions.chain_ends
-        following = np.append(actions.values[1:], 0.0)[: len(actions.values)]
-        following[ends - 1] = actions.end_values(bootstraps=truncation == "bootstrap")
-        deltas = actions.rewards() + gamma * following - actions.values
-        critic = discounted_sums(deltas, ends, gamma * lambda_critic)
-        returns += actions.scatter(critic + actions.values)
-        policy.append(discounted_sums(deltas, ends, gamma * lambda_policy))
+        actions = Actions.of(
+            trajectories[part],
+            values[part],
+            masks_truncated=rules.truncation == "mask",
+            splits_compaction=rules.compaction == "terminal",
+            splits_sub_agents=rules.sub_agent == "terminal",
+        )
+        penalties = token_rewards[part] if token_rewards is not None else None
+        advantages, targets = _gae(actions, rules, penalties)
+        returns += actions.scatter(targets)
+        policy.append(advantages)
         blocks.append(actions)
-    if whiten:
+    if rules.whiten:
         policy = whitened(policy)
     return Credit(
         advantages=[
@@ -82,6 +105,40 @@ def assign_credit(
         returns=returns,
         loss_masks=[mask for actions in blocks for mask in actions.masks()],
     )
+
+
+def _gae(
+    actions: Actions,
+    rules: CreditRules,
+    token_rewards: Sequence[Sequence[Float32Array]] | None,
+) -> tuple[Float64Array, Float64Array]:
+    """[A] the policy's advantages, and the critic's targets."""
+    ends = actions.chain_ends
+    following = np.append(actions.values[1:], 0.0)[: len(actions.values)]
+    following[ends - 1] = actions.end_values(bootstraps=rules.truncation == "bootstrap")
+    rewards = actions.rewards()
+    if token_rewards is not None:
+        rewards += actions.gather([array for own in token_rewards for array in own])
+    deltas = rewards + rules.gamma * following - actions.values
+    critic = discounted_sums(deltas, ends, rules.gamma * rules.lambda_critic)
+    if rules.lambda_length_alpha:
+        policy = _length_adaptive(deltas, ends, rules)
+    elif rules.lambda_policy == rules.lambda_critic:
+        policy = critic
+    else:
+        policy = discounted_sums(deltas, ends, rules.gamma * rules.lambda_policy)
+    return policy, critic + actions.values
+
+
+def _length_adaptive(deltas: Float64Array, ends: IntArray, rules: CreditRules) -> Float64Array:
+    """lambda = 1 - 1 / (alpha T), at least 0, by the chain's number of actions T."""
+    sums = np.empty_like(deltas)
+    start = 0
+    for end in ends.tolist():
+        factor = rules.gamma * max(0.0, 1.0 - 1.0 / (rules.lambda_length_alpha * (end - start)))
+        sums[start:end] = lfilter([1.0], [1.0, -factor], deltas[start:end][::-1])[::-1]
+        start = end
+    return sums
 
 
 def discounted_sums(deltas: Float64Array, ends: IntArray, factor: float) -> Float64Array:

@@ -227,6 +227,12 @@ class RoleTrainer(Protocol):
         one float32 [T] a row, 0 elsewhere."""
         ...
 
+    def reference_logprobs(
+        self, rows: Sequence[TrainRow], plan: BatchPlan
+    ) -> Pending[list[Float32Array]]:
+        """As `logprobs`, of the weights that a policy began with (where it was told to keep them)."""
+        ...
+
     def values(self, rows: Sequence[TrainRow], plan: BatchPlan) -> Pending[list[Float32Array]]:
         """V(state before token t): one float32 [T] a row, 0 at position 0."""
         ...

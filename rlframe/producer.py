@@ -47,7 +47,7 @@ class Ledger(Protocol):
 
 
 def task_index(trajectory_id: str) -> int:
-    """The index in the task stream of a training trajectory's id."""
+    """The index of a training trajectory's attempt; `rollouts_per_task` neighbours share a task."""
     return int(trajectory_id.removeprefix(TRAINING_PREFIX))
 
 
@@ -68,11 +68,13 @@ class Producer:
         max_staleness: int,
         version: int,
         over_admission: float = 0.0,
+        rollouts_per_task: int = 1,
         on_progress: Callable[[int, int], None] = lambda done, wanted: None,
     ) -> None:
         self._service, self._ledger, self._source = service, ledger, source
         self._batch, self._max_staleness = batch_trajectories, max_staleness
         self._over_admission = over_admission
+        self._rollouts_per_task = rollouts_per_task
         self._on_progress = on_progress
         self._version = version
         self._changed = threading.Condition()
@@ -239,7 +241,10 @@ class Producer:
 
     def _submit(self, indices: Sequence[int]) -> None:
         requests = [
-            RolloutRequest(id=request_id(i), task=self._source.train_task(i)) for i in indices
+            RolloutRequest(
+                id=request_id(i), task=self._source.train_task(i // self._rollouts_per_task)
+            )
+            for i in indices
         ]
         self._in_flight.update({r.id: self._version for r in requests})
         if requests:

@@ -73,7 +73,11 @@ def rewards_by_domain(trajectories: Sequence[Trajectory]) -> dict[str, float]:
 
 
 def of_step(
-    trajectories: Sequence[Trajectory], rows: Sequence[TrainRow], *, version: int
+    trajectories: Sequence[Trajectory],
+    rows: Sequence[TrainRow],
+    *,
+    version: int,
+    has_critic: bool = True,
 ) -> dict[str, float]:
     """The metrics of one step's batch; `version` is the trainer's at consumption."""
     return {
@@ -81,7 +85,7 @@ def of_step(
         **_rollout(trajectories),
         **_agents(trajectories),
         **_staleness(trajectories, version),
-        **_critic(rows),
+        **(_critic(rows) if has_critic else {}),
         **_gap(trajectories, rows, version),
     }
 

@@ -209,6 +209,11 @@ class TrainRow:
     old_values: Float32Array  # [T] V(state before token t)
     rollout_logprobs: Float32Array  # [T]
     ref_logprobs: Float32Array | None = None  # [T]
+    loss_weights: Float32Array | None = None  # [T] how much a token counts for the policy; None: 1
+
+    def has(self, name: str) -> bool:
+        """Whether an optional field is given."""
+        return getattr(self, name) is not None
 
 
 MicroBatches = Sequence[Sequence[int]]

@@ -8,7 +8,10 @@ from typing import TypeAlias
 
 @dataclass(frozen=True, slots=True)
 class PolicyObjective:
-    """Clipped policy loss; each field is the knob of the same name in `PpoConfig`."""
+    """The policy's loss; each field is the knob of the same name in `PpoConfig`.
+
+    A 0 turns a bound off. `kl_coef` is of a KL in the loss; one in the reward is not the trainer's.
+    """
 
     clip_low: float
     clip_high: float
@@ -17,11 +20,17 @@ class PolicyObjective:
     entropy_coef: float
     temperature: float = 1.0
     """Of the engines' sampling: the policy that acts, and learns, is the softmax at this temperature."""
+    policy_loss: str = "ppo"
+    ratio_against: str = "old"
+    mask_below: float = 0.0
+    mask_above: float = 0.0
+    kl_coef: float = 0.0
+    kl_estimator: str = "k3"
 
 
 @dataclass(frozen=True, slots=True)
 class ValueObjective:
-    """Clipped value loss of the critic."""
+    """The critic's loss."""
 
     value_clip: float
 
@@ -38,4 +47,10 @@ COLUMNS: dict[type[Objective], tuple[str, ...]] = {
     ValueObjective: ("loss_mask", "returns", "old_values"),
     SftObjective: ("loss_mask",),
 }
-"""The fields of `TrainRow`, beside the tokens, that each loss reads."""
+"""The fields of `TrainRow`, beside the tokens, that each loss reads wherever it is used."""
+OPTIONAL_COLUMNS: dict[type[Objective], tuple[str, ...]] = {
+    PolicyObjective: ("loss_weights", "ref_logprobs"),
+    ValueObjective: (),
+    SftObjective: (),
+}
+"""Fields that it reads if the rows have them (all or none do)."""

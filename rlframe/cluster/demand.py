@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from rlframe.config.schema import ClusterConfig, RunConfig
+from rlframe.config.schema import ClusterConfig, PpoConfig, RunConfig
 
 ENGINE, POLICY, CRITIC = "engine", "policy", "critic"
 
@@ -37,10 +37,15 @@ def parts_of(config: RunConfig, *, device: str) -> list[PartDemand]:
         part(POLICY, config.trainer.policy.layout.world_size, cluster.cpus_per_rank, rank_gpus)
     ]
     if config.algorithm.name == "ppo":
-        critics = config.trainer.critic.layout.world_size
-        parts.append(part(CRITIC, critics, cluster.cpus_per_rank, rank_gpus))
+        if has_critic(config.algorithm):
+            critics = config.trainer.critic.layout.world_size
+            parts.append(part(CRITIC, critics, cluster.cpus_per_rank, rank_gpus))
         parts.append(part(ENGINE, config.rollout.engines, cluster.cpus_per_engine, engine_gpus))
     return parts
+
+
+def has_critic(algorithm: PpoConfig) -> bool:
+    return algorithm.estimator == "gae"
 
 
 def _pins(cluster: ClusterConfig, name: str) -> dict[str, float]:

@@ -89,6 +89,36 @@ def _at_least(key: str, count: int, rows: int, rows_key: str) -> None:
         )
 
 
+def _estimator(config: RunConfig) -> None:
+    algorithm = config.algorithm
+    if algorithm.name != "ppo":
+        return
+    attempts, rows = algorithm.rollouts_per_task, algorithm.batch_trajectories
+    if algorithm.estimator in ("grpo", "rloo") and attempts < 2:
+        raise UserError(
+            f"algorithm.estimator={algorithm.estimator} compares the attempts at a task: "
+            f"algorithm.rollouts_per_task={attempts} must be 2 or more (gae takes one)"
+        )
+    if rows % attempts:
+        raise UserError(
+            f"algorithm.rollouts_per_task={attempts} does not divide algorithm.batch_trajectories={rows}: "
+            "a task's attempts would be torn apart"
+        )
+    context = config.trainer.policy.layout.context
+    if algorithm.policy_loss == "gspo" and context > 1:
+        raise UserError(
+            "algorithm.policy_loss=gspo needs whole traces on a rank: "
+            f"trainer.policy.layout.context={context} splits them; use ppo or cispo"
+        )
+    for kind in ("mask", "reject"):
+        above = vars(algorithm)[f"{kind}_above"]
+        if 0 < above < 1:
+            raise UserError(
+                f"algorithm.{kind}_above={above:g} would leave out what both sides agree on: "
+                "1 or more, or 0 for off"
+            )
+
+
 def _staleness(config: RunConfig) -> None:
     if (
         config.algorithm.name == "ppo"
@@ -145,6 +175,7 @@ CHECKS: tuple[Callable[[RunConfig], None], ...] = (
     check_lengths,
     _sampling,
     _batches,
+    _estimator,
     _staleness,
     check_resources,
     check_engines,

@@ -43,6 +43,7 @@ def policy_of(job: Job, objective: PolicyObjective | SftObjective) -> MegatronRo
         total_steps=config.steps,
         device=job.device,
         scheduling=job.options[POLICY],
+        keeps_reference=isinstance(config.algorithm, PpoConfig) and config.algorithm.kl_coef > 0,
     )
 
 
@@ -71,6 +72,12 @@ def policy_objective(job: Job, algorithm: PpoConfig) -> PolicyObjective:
         importance_cap=algorithm.importance_cap,
         entropy_coef=algorithm.entropy_coef,
         temperature=job.config.rollout.sampling.temperature,
+        policy_loss=algorithm.policy_loss,
+        ratio_against=algorithm.ratio_against,
+        mask_below=algorithm.mask_below,
+        mask_above=algorithm.mask_above,
+        kl_coef=algorithm.kl_coef if algorithm.kl_in == "loss" else 0.0,
+        kl_estimator=algorithm.kl_estimator,
     )
 
 

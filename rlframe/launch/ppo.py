@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 
+from rlframe.cluster.demand import has_critic
 from rlframe.config.schema import PpoConfig
 from rlframe.interfaces import RoleTrainer
 from rlframe.launch.job import Job
@@ -24,6 +25,7 @@ from rlframe.metrics import Metrics
 from rlframe.producer import Producer
 from rlframe.store import TrajectoryStore
 from rollout.service import RolloutPool
+from trainer.megatron.role import MegatronRole
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,10 +63,9 @@ def start(job: Job) -> Iterator[Running]:
         policy, critic, rollouts = _start_parts(job, algorithm, stack)
         if checkpoint is not None:
             job.view.say(f"going on after step {checkpoint.step}")
-            loading = [
-                policy.load(checkpoint.role("policy")),
-                critic.load(checkpoint.role("critic")),
-            ]
+            loading = [policy.load(checkpoint.role("policy"))]
+            if critic is not None:
+                loading.append(critic.load(checkpoint.role("critic")))
             for pending in loading:
                 pending.result()
         publish = publisher(job, policy, directory)
@@ -77,6 +78,7 @@ def start(job: Job) -> Iterator[Running]:
             max_staleness=algorithm.max_staleness,
             version=first_step,
             over_admission=job.config.rollout.over_admission,
+            rollouts_per_task=algorithm.rollouts_per_task,
             on_progress=job.view.progress,
         )
         stack.callback(producer.close)
@@ -101,16 +103,18 @@ def start(job: Job) -> Iterator[Running]:
 
 def _start_parts(
     job: Job, algorithm: PpoConfig, stack: ExitStack
-) -> tuple[RoleTrainer, RoleTrainer, RolloutPool]:
+) -> tuple[RoleTrainer, RoleTrainer | None, RolloutPool]:
     """Engines and ranks start at the same time: all of them are mostly imports."""
     policy = policy_of(job, policy_objective(job, algorithm))
-    critic = critic_of(job, algorithm)
+    critic = critic_of(job, algorithm) if has_critic(algorithm) else None
     rollouts = rollouts_of(job)
     said: Callable[[str], None] = job.view.say
-    said("starting engines, policy and critic")
-    for part in (rollouts, policy, critic):
+    said("starting engines and " + ("policy" if critic is None else "policy and critic"))
+    roles: list[MegatronRole] = [policy] if critic is None else [policy, critic]
+    parts: list[MegatronRole | RolloutPool] = [*roles, rollouts]
+    for part in reversed(parts):
         stack.callback(part.close)
         part.begin_start()
-    for part in (policy, critic, rollouts):
+    for part in parts:
         part.wait_started(said)
     return policy, critic, rollouts

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 
 from rlframe.checkpoints import Checkpoints
 from rlframe.config.schema import RunConfig
@@ -24,7 +25,7 @@ class PpoWatcher:
     metrics: Metrics
     checkpoints: Checkpoints
     policy: RoleTrainer
-    critic: RoleTrainer
+    critic: RoleTrainer | None
 
     def after_step(self, step: int, metrics: Mapping[str, float]) -> None:
         last = step == self.config.steps
@@ -37,13 +38,16 @@ class PpoWatcher:
 
     def save(self, step: int) -> None:
         with self.metrics.span("checkpoint"):
+            roles = {"policy": self.policy}
+            if self.critic is not None:
+                roles["critic"] = self.critic
             self.checkpoints.save(
                 step,
-                {
-                    "policy": lambda d: self.policy.save(d, step).result(),
-                    "critic": lambda d: self.critic.save(d, step).result(),
-                },
+                {name: partial(self._save_role, role, step) for name, role in roles.items()},
             )
+
+    def _save_role(self, role: RoleTrainer, step: int, directory: str) -> None:
+        role.save(directory, step).result()
 
     def evaluate(self, step: int) -> None:
         """Mean held-out reward with the weights being served, once a step, also over resumes.

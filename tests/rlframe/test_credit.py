@@ -5,7 +5,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rlframe.credit import assign_credit
+from rlframe import credit
+from rlframe.credit import CreditRules
 from rlframe.types import Link, LinkKind, Reward, Status, Trace, Trajectory
 
 OPTIONS = {
@@ -15,6 +16,10 @@ OPTIONS = {
     "truncation": "terminal",
     "whiten": False,
 }
+
+
+def assign_credit(trajectories, values, **rules) -> credit.Credit:
+    return credit.assign_credit(trajectories, values, rules=CreditRules(**rules))
 
 
 def trace(mask) -> Trace:

@@ -1,8 +1,10 @@
 """Losses against float64 references written as loops, and the additivity that every layout rests on."""
 
+import itertools
 import math
 import multiprocessing
 import socket
+from dataclasses import replace
 
 import pytest
 import torch
@@ -11,12 +13,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from trainer.losses import logprobs as module
+from trainer.losses.kl import kl_estimate
 from trainer.losses.logprobs import token_logprobs
-from trainer.losses.policy import policy_loss
+from trainer.losses.policy import PolicyInputs, policy_loss
 from trainer.losses.sft import sft_loss
-from trainer.losses.value import value_loss
+from trainer.losses.value import ValueBins, distributional_value_loss, value_loss
+from trainer.objective import PolicyObjective
 
-POLICY = {"clip_low": 0.2, "clip_high": 0.28, "dual_clip": 3.0, "importance_cap": 2.0}
+PLAIN = PolicyObjective(
+    clip_low=0.2, clip_high=0.28, dual_clip=3.0, importance_cap=2.0, entropy_coef=0.0
+)
 
 
 def random_batch(tokens: int, seed: int) -> dict[str, torch.Tensor]:
@@ -30,82 +36,199 @@ def random_batch(tokens: int, seed: int) -> dict[str, torch.Tensor]:
         "advantages": draw(),
         "mask": torch.rand(tokens, generator=g) < 0.6,
         "entropy": draw().abs(),
+        "weights": draw().abs().clamp(min=0.3) - 0.3,
+        "ref_logprobs": old + draw(0.5),
+        "traces": torch.sort(torch.randint(0, 3, (tokens,), generator=g)).values,
     }
 
 
-def policy_reference(b, *, clip_low, clip_high, dual_clip, importance_cap, entropy_coef) -> float:
+def policy_reference(b, o: PolicyObjective) -> float:
+    """The docstring's equations, token by token, in Python's floats."""
+    chosen = [t for t in range(len(b["mask"])) if b["mask"][t]]
+    base = b["rollout_logprobs"] if o.ratio_against == "rollout" else b["old_logprobs"]
     total = 0.0
-    for t in range(len(b["mask"])):
-        if not b["mask"][t]:
-            continue
-        a = float(b["advantages"][t])
-        r = math.exp(float(b["logprobs"][t] - b["old_logprobs"][t]))
-        objective = min(a * r, a * min(max(r, 1 - clip_low), 1 + clip_high))
-        if dual_clip and a < 0:
-            objective = max(objective, dual_clip * a)
-        if importance_cap:
-            w = math.exp(float(b["old_logprobs"][t] - b["rollout_logprobs"][t]))
-            objective *= min(w, importance_cap)
-        total -= objective + entropy_coef * float(b["entropy"][t])
+    for t in chosen:
+        a, logprob = float(b["advantages"][t]), float(b["logprobs"][t])
+        r = math.exp(logprob - float(base[t]))
+        drift = math.exp(float(b["old_logprobs"][t] - b["rollout_logprobs"][t]))
+        drift = r if o.ratio_against == "rollout" else drift
+        if o.policy_loss == "gspo":
+            same = [u for u in chosen if b["traces"][u] == b["traces"][t]]
+            r = math.exp(sum(float(b["logprobs"][u] - base[u]) for u in same) / len(same))
+        bounded = min(max(r, 1 - o.clip_low), 1 + o.clip_high)
+        if o.policy_loss == "cispo":
+            objective = a * bounded * logprob
+        else:
+            objective = min(a * r, a * bounded)
+            if o.dual_clip and a < 0:
+                objective = max(objective, o.dual_clip * a)
+        if o.importance_cap and o.ratio_against == "old":
+            objective *= min(drift, o.importance_cap)
+        if (o.mask_below and drift < o.mask_below) or (o.mask_above and drift > o.mask_above):
+            objective = 0.0
+        x = float(b["ref_logprobs"][t]) - logprob
+        kl = {"k1": -x, "k2": x * x / 2, "k3": math.exp(x) - 1 - x}[o.kl_estimator]
+        loss = -objective + o.kl_coef * kl - o.entropy_coef * float(b["entropy"][t])
+        total += loss * float(b["weights"][t])
     return total
 
 
-@settings(deadline=None, max_examples=50)
-@given(
-    st.integers(1, 40),
-    st.integers(0, 999),
-    st.sampled_from([0.0, 3.0]),
-    st.sampled_from([0.0, 2.0]),
+objectives = st.builds(
+    PolicyObjective,
+    clip_low=st.sampled_from([0.2, 1.0]),
+    clip_high=st.sampled_from([0.28, 1e9]),
+    dual_clip=st.sampled_from([0.0, 3.0]),
+    importance_cap=st.sampled_from([0.0, 2.0]),
+    entropy_coef=st.sampled_from([0.0, 0.01]),
+    policy_loss=st.sampled_from(["ppo", "gspo", "cispo"]),
+    ratio_against=st.sampled_from(["old", "rollout"]),
+    mask_below=st.sampled_from([0.0, 0.7]),
+    mask_above=st.sampled_from([0.0, 1.4]),
+    kl_coef=st.sampled_from([0.0, 0.1]),
+    kl_estimator=st.sampled_from(["k1", "k2", "k3"]),
 )
-def test_policy_loss_is_the_reference(tokens, seed, dual_clip, cap):
+
+
+@settings(deadline=None, max_examples=300)
+@given(st.integers(1, 40), st.integers(0, 999), objectives)
+def test_policy_loss_is_the_reference(tokens, seed, objective):
     b = random_batch(tokens, seed)
-    options = POLICY | {"dual_clip": dual_clip, "importance_cap": cap, "entropy_coef": 0.01}
-    loss, stats = policy_loss(**b, **options, denominator=7.0)
-    assert loss.item() == pytest.approx(policy_reference(b, **options) / 7.0, abs=1e-12)
+    loss, stats = policy_loss(PolicyInputs(**b), objective, denominator=7.0)
+    assert loss.item() == pytest.approx(policy_reference(b, objective) / 7.0, abs=1e-12)
     assert 0 <= stats["clipped"] <= b["mask"].sum()
+    assert 0 <= stats["masked"] <= b["mask"].sum()
     assert stats["kl"] >= -1e-12
 
 
-def test_policy_loss_only_moves_masked_tokens():
-    b = random_batch(30, 1)
+@settings(deadline=None, max_examples=100)
+@given(st.integers(1, 20), st.integers(0, 999), objectives)
+def test_policy_loss_only_moves_what_it_may(tokens, seed, objective):
+    """No gradient at masked tokens, nor where the weight is 0."""
+    b = random_batch(tokens, seed)
     b["logprobs"].requires_grad_()
-    policy_loss(**b, **POLICY, denominator=1.0)[0].backward()
-    assert torch.all(b["logprobs"].grad[~b["mask"]] == 0)
+    policy_loss(PolicyInputs(**b), objective, denominator=1.0)[0].backward()
+    still = ~b["mask"] | (b["weights"] == 0)
+    assert torch.all(b["logprobs"].grad[still] == 0)
 
 
-def test_first_update_has_the_policy_gradient():
+@pytest.mark.parametrize("kind", ["ppo", "gspo", "cispo"])
+def test_first_update_has_the_policy_gradient(kind):
     """At pi = pi_old = pi_rollout the gradient is -A: nothing is clipped."""
     b = random_batch(30, 2)
     b["logprobs"] = b["old_logprobs"].clone().requires_grad_()
     b["rollout_logprobs"] = b["old_logprobs"]
-    policy_loss(**b, **POLICY, denominator=1.0)[0].backward()
+    b["weights"] = None
+    objective = replace(PLAIN, policy_loss=kind)
+    policy_loss(PolicyInputs(**b), objective, denominator=1.0)[0].backward()
     expected = torch.where(b["mask"], -b["advantages"], 0.0)
     torch.testing.assert_close(b["logprobs"].grad, expected)
 
 
-def test_gradients_agree_with_finite_differences():
+@pytest.mark.parametrize("against", ["old", "rollout"])
+def test_gradients_agree_with_finite_differences(against):
     b = random_batch(12, 3)
-    b["logprobs"].requires_grad_()
+    objective = replace(PLAIN, ratio_against=against, kl_coef=0.1)
 
     def loss(logprobs):
-        return policy_loss(logprobs, *[b[k] for k in list(b)[1:5]], **POLICY, denominator=3.0)[0]
+        return policy_loss(PolicyInputs(**b | {"logprobs": logprobs}), objective, denominator=3.0)[
+            0
+        ]
 
-    assert torch.autograd.gradcheck(loss, (b["logprobs"],))
+    assert torch.autograd.gradcheck(loss, (b["logprobs"].requires_grad_(),))
+
+
+def test_gspo_with_one_advantage_has_the_papers_gradient():
+    """d/d logprob of -A s, s the geometric mean ratio of T actions, summed over them, is -A s each."""
+    b = random_batch(8, 5)
+    b |= {"mask": torch.ones(8, dtype=torch.bool), "weights": None, "ref_logprobs": None}
+    b |= {"advantages": torch.full((8,), 1.5, dtype=torch.float64), "traces": torch.zeros(8).long()}
+    objective = replace(PLAIN, policy_loss="gspo", clip_low=1.0, clip_high=1e9, importance_cap=0.0)
+    logprobs = b["logprobs"].requires_grad_()
+    policy_loss(PolicyInputs(**b), objective, denominator=8.0)[0].backward()
+    s = (logprobs - b["old_logprobs"]).mean().exp()
+    (expected,) = torch.autograd.grad(-1.5 * s, logprobs)
+    torch.testing.assert_close(logprobs.grad, expected)
+
+
+def test_kl_estimators_are_unbiased_or_have_the_kls_gradient():
+    """Over a small vocabulary the expectations are sums: E[k1] = E[k3] = KL, E[grad k2] = grad KL."""
+    g = torch.Generator().manual_seed(0)
+    logits = torch.randn(7, generator=g, dtype=torch.float64).requires_grad_()
+    p = torch.log_softmax(logits, 0)
+    q = torch.log_softmax(torch.randn(7, generator=g, dtype=torch.float64), 0)
+    kl = (p.exp() * (p - q)).sum()
+    weights = p.exp().detach()
+    for name in ("k1", "k3"):
+        torch.testing.assert_close((weights * kl_estimate(p, q, estimator=name)).sum(), kl)
+    (true,) = torch.autograd.grad(kl, logits, retain_graph=True)
+    k2 = (weights * kl_estimate(p, q, estimator="k2")).sum()
+    torch.testing.assert_close(torch.autograd.grad(k2, logits)[0], true)
 
 
 @settings(deadline=None, max_examples=30)
-@given(st.integers(2, 30), st.integers(0, 99), st.data())
-def test_losses_add_up_over_any_split(tokens, seed, data):
+@given(st.integers(2, 30), st.integers(0, 99), objectives, st.data())
+def test_losses_add_up_over_any_split(tokens, seed, objective, data):
+    """GSPO too where traces stay whole: a split never cuts one."""
     b = random_batch(tokens, seed)
-    cut = data.draw(st.integers(1, tokens - 1))
-    left = {k: v[:cut] for k, v in b.items()}
-    right = {k: v[cut:] for k, v in b.items()}
+    cuts = [t for t in range(1, tokens) if b["traces"][t] != b["traces"][t - 1]]
+    if objective.policy_loss != "gspo":
+        cuts = list(range(1, tokens))
+    cut = data.draw(st.sampled_from(cuts or [0]))
     n = float(b["mask"].sum()) or 1.0
-    whole, stats = policy_loss(**b, **POLICY, denominator=n, entropy_coef=0.1)
-    parts = [policy_loss(**p, **POLICY, denominator=n, entropy_coef=0.1) for p in (left, right)]
+    whole, stats = policy_loss(PolicyInputs(**b), objective, denominator=n)
+    parts = [
+        policy_loss(PolicyInputs(**{k: v[s] for k, v in b.items()}), objective, denominator=n)
+        for s in (slice(cut), slice(cut, None))
+    ]
     assert whole.item() == pytest.approx(sum(p[0].item() for p in parts), abs=1e-12)
     for key, value in stats.items():
         assert value.item() == pytest.approx(sum(p[1][key].item() for p in parts), abs=1e-9)
+
+
+bins_strategy = st.builds(
+    ValueBins,
+    count=st.integers(2, 60),
+    lowest=st.sampled_from([-2.0, 0.0]),
+    highest=st.sampled_from([1.0, 3.0]),
+    sigma=st.sampled_from([0.0, 0.75]),
+)
+
+
+@given(bins_strategy, st.integers(0, 99))
+def test_a_returns_bins_are_a_distribution_around_it(bins, seed):
+    g = torch.Generator().manual_seed(seed)
+    returns = 4 * torch.rand(20, generator=g, dtype=torch.float64) - 2
+    target = bins.target(returns)
+    torch.testing.assert_close(target.sum(1), torch.ones(20, dtype=torch.float64))
+    assert (target >= 0).all()
+    mean = target @ bins.centres(returns)
+    half = 0.5 * bins.width
+    inside = returns.clamp(bins.lowest + half, bins.highest - half)
+    if not bins.sigma:
+        torch.testing.assert_close(mean, inside)
+        assert ((target > 0).sum(1) <= 2).all()
+    for r, row in zip(returns.tolist(), target.tolist(), strict=True):
+        if bins.sigma:  # the reference: the normal's cumulative distribution, edge by edge
+            r, scale = min(max(r, bins.lowest), bins.highest), bins.sigma * bins.width
+            edges = [bins.lowest + bins.width * k for k in range(bins.count + 1)]
+            cdf = [0.5 * math.erfc((r - e) / (scale * math.sqrt(2))) for e in edges]
+            mass = [(h - l) / (cdf[-1] - cdf[0]) for l, h in itertools.pairwise(cdf)]  # noqa: E741
+            assert row == pytest.approx(mass, abs=1e-9)
+
+
+@given(bins_strategy, st.integers(0, 99))
+def test_distributional_value_loss_is_the_cross_entropy(bins, seed):
+    b = random_batch(9, seed)
+    g = torch.Generator().manual_seed(seed)
+    logits = torch.randn(9, bins.count, generator=g, dtype=torch.float64)
+    returns, mask = b["advantages"], b["mask"]
+    loss, _ = distributional_value_loss(logits, returns, mask, bins=bins, denominator=3.0)
+    target = bins.target(returns)
+    total = -sum(
+        target[t, k].item() * math.log(torch.softmax(logits[t], 0)[k].item())
+        for t in range(9) if mask[t] for k in range(bins.count)
+    )  # fmt: skip
+    assert loss.item() == pytest.approx(total / 3.0, abs=1e-9)
 
 
 @settings(deadline=None, max_examples=50)
@@ -171,10 +294,10 @@ def test_bf16_logits_are_computed_in_float32():
 def test_ratios_beyond_float32_leave_loss_and_gradient_finite(advantage, gap):
     logprobs = torch.tensor([-201.0 + gap, -1.0], requires_grad=True)
     old = torch.tensor([-201.0, -1.0])
-    loss, stats = policy_loss(
-        logprobs, old, old - gap, torch.full((2,), advantage), torch.ones(2, dtype=torch.bool),
-        **POLICY, denominator=2.0,
-    )  # fmt: skip
+    inputs = PolicyInputs(
+        logprobs, old, old - gap, torch.full((2,), advantage), torch.ones(2, dtype=torch.bool)
+    )
+    loss, stats = policy_loss(inputs, PLAIN, denominator=2.0)
     loss.backward()
     assert torch.isfinite(loss)
     assert torch.isfinite(logprobs.grad).all()

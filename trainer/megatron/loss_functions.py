@@ -10,7 +10,7 @@ from torch import Tensor
 
 from rlframe.config.schema import MtpConfig
 from trainer.losses.logprobs import token_logprobs
-from trainer.losses.policy import policy_loss
+from trainer.losses.policy import PolicyInputs, policy_loss
 from trainer.losses.sft import sft_loss
 from trainer.losses.value import value_loss
 from trainer.megatron.micro_batch import MicroBatch
@@ -85,20 +85,19 @@ class Losses:
         self, objective: PolicyObjective, logits: Tensor, batch: MicroBatch, actions: int
     ) -> tuple[Tensor, dict[str, Tensor]]:
         logprobs, entropy = self._logprobs(logits, batch, with_entropy=True)
-        return policy_loss(
-            logprobs,
-            batch.fields["old_logprobs"],
-            batch.fields["rollout_logprobs"],
-            batch.fields["advantages"],
-            batch.mask,
-            clip_low=objective.clip_low,
-            clip_high=objective.clip_high,
-            dual_clip=objective.dual_clip,
-            importance_cap=objective.importance_cap,
+        fields = batch.fields
+        inputs = PolicyInputs(
+            logprobs=logprobs,
+            old_logprobs=fields["old_logprobs"],
+            rollout_logprobs=fields["rollout_logprobs"],
+            advantages=fields["advantages"],
+            mask=batch.mask,
             entropy=entropy,
-            entropy_coef=objective.entropy_coef,
-            denominator=actions,
+            weights=fields.get("loss_weights"),
+            ref_logprobs=fields.get("ref_logprobs"),
+            traces=batch.traces,
         )
+        return policy_loss(inputs, objective, denominator=actions)
 
     def _logprobs(
         self, logits: Tensor, batch: MicroBatch, *, with_entropy: bool

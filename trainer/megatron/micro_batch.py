@@ -27,6 +27,7 @@ class MicroBatch:
     targets: Tensor  # [P] int64, the asked-for token ids
     mask: Tensor  # [P] bool; false only for the one dummy position of a micro-batch with A = 0
     fields: dict[str, Tensor]  # each [P]
+    traces: Tensor  # [P] int64, which of the micro-batch's rows each asked-for token is of
 
 
 def asked_tokens(shard: RowShard) -> npt.NDArray[np.intp]:
@@ -76,6 +77,8 @@ def _micro_batch(
         context=context,
     )
 
+    rows = np.repeat(np.arange(len(piece.lengths)), piece.lengths)
+
     def take(name: str) -> Tensor:
         if empty:
             return torch.zeros(1, device=device)
@@ -88,4 +91,5 @@ def _micro_batch(
         targets=take("token_ids").long(),
         mask=torch.full((len(positions),), not empty, dtype=torch.bool, device=device),
         fields={name: take(name) for name in names},
+        traces=torch.from_numpy(rows[asked] if not empty else np.zeros(1, np.int64)).to(device),
     )

@@ -84,6 +84,9 @@ class MegatronRank:
     def logprobs(self, shard: RowShard) -> Float32Array | None:
         return self._training.logprobs(shard)
 
+    def reference_logprobs(self, shard: RowShard) -> Float32Array | None:
+        return self._training.reference_logprobs(shard)
+
     def values(self, shard: RowShard) -> Float32Array | None:
         return self._training.values(shard)
 

@@ -18,7 +18,7 @@ from rlframe.types import BatchPlan, Float32Array, TrainRow, WeightManifest
 from trainer.megatron.group import RankCall, RankGroup
 from trainer.megatron.shard import cut, join
 from trainer.megatron.spec import ModelSource, RankInfo, RankSpec, Role
-from trainer.objective import COLUMNS, Objective
+from trainer.objective import COLUMNS, OPTIONAL_COLUMNS, Objective
 
 
 class MegatronRole:
@@ -35,6 +35,7 @@ class MegatronRole:
         total_steps: int,
         device: str,
         scheduling: Sequence[Mapping[str, Any]],
+        keeps_reference: bool = False,
     ) -> None:
         """`scheduling`: Ray actor options, one a rank (placement group, CPUs, GPUs, resources)."""
         world_size = config.layout.world_size
@@ -56,6 +57,7 @@ class MegatronRole:
                 device=device,
                 num_threads=trainer.num_threads,
                 collective_timeout_s=trainer.collective_timeout_s,
+                keeps_reference=keeps_reference,
             )
             for rank in range(world_size)
         ]
@@ -86,17 +88,15 @@ class MegatronRole:
         return self._specs[0].layout
 
     def logprobs(self, rows: Sequence[TrainRow], plan: BatchPlan) -> RankCall[list[Float32Array]]:
-        shards = cut(rows, plan, ("loss_mask",))
-        refs = self._on_shards("logprobs", shards)
-        return RankCall(
-            self._ranks, "computing logprobs", refs, lambda answers: self._join(answers, rows, plan)
-        )
+        return self._read("logprobs", rows, plan, ("loss_mask",))
+
+    def reference_logprobs(
+        self, rows: Sequence[TrainRow], plan: BatchPlan
+    ) -> RankCall[list[Float32Array]]:
+        return self._read("reference_logprobs", rows, plan, ("loss_mask",))
 
     def values(self, rows: Sequence[TrainRow], plan: BatchPlan) -> RankCall[list[Float32Array]]:
-        refs = self._on_shards("values", cut(rows, plan, ()))
-        return RankCall(
-            self._ranks, "computing values", refs, lambda answers: self._join(answers, rows, plan)
-        )
+        return self._read("values", rows, plan, ())
 
     def update(
         self, rows: Sequence[TrainRow], plan: BatchPlan, step: int
@@ -105,7 +105,9 @@ class MegatronRole:
         actions = sum(int(row.loss_mask.sum()) for row in rows)
         if actions == 0:
             raise ValueError(f"step {step}: no token of the {len(rows)} rows trains")
-        shards = cut(rows, plan, COLUMNS[type(self._objective)])
+        optional = OPTIONAL_COLUMNS[type(self._objective)]
+        given = [name for name in optional if rows[0].has(name)]
+        shards = cut(rows, plan, (*COLUMNS[type(self._objective)], *given))
         refs = self._on_shards("update", shards, step, actions)
         return RankCall(self._ranks, f"updating (step {step})", refs, self._first_answer)
 
@@ -154,6 +156,14 @@ class MegatronRole:
         put = [ray.put(shard) for shard in shards]
         infos = self._ranks.infos
         return self._ranks.call(method, [(put[info.data_rank], *arguments) for info in infos])
+
+    def _read(
+        self, method: str, rows: Sequence[TrainRow], plan: BatchPlan, columns: Sequence[str]
+    ) -> RankCall[list[Float32Array]]:
+        """One number a token."""
+        refs = self._on_shards(method, cut(rows, plan, columns))
+        what = f"computing {method}"
+        return RankCall(self._ranks, what, refs, lambda answers: self._join(answers, rows, plan))
 
     def _join(
         self, answers: list[Any], rows: Sequence[TrainRow], plan: BatchPlan

@@ -38,6 +38,8 @@ class RankSpec:
     """`cpu` or `cuda`."""
     num_threads: int
     collective_timeout_s: float
+    keeps_reference: bool = False
+    """The policy keeps a copy of the weights that it begins with."""
 
     @property
     def world_size(self) -> int:

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from rlframe.types import Float32Array, WeightManifest
 from trainer.megatron import checkpoint
+from trainer.megatron.frozen_copy import FrozenCopy
 from trainer.megatron.indexer_learning import IndexerLearning
 from trainer.megatron.loss_functions import Losses
 from trainer.megatron.micro_batch import MicroBatch, micro_batches
@@ -58,6 +59,9 @@ class Training:
             indexer=spec.indexer,
         )
         self._indexers = IndexerLearning(self.model, spec.indexer, self._device)
+        self._reference = (
+            FrozenCopy(self.model) if spec.keeps_reference and spec.role == "policy" else None
+        )
         self._losses = Losses(self.model, spec.objective, spec.mtp)
         self._publisher = WeightPublisher(self.model)
         self._sharer: TensorSharer | None = None
@@ -88,6 +92,12 @@ class Training:
         self.model.eval()
         outputs = forward_only(self._wrapped, batches, self._losses.read_logprobs)
         return self._scatter(shard, batches, outputs)
+
+    def reference_logprobs(self, shard: RowShard) -> Float32Array | None:
+        """As `logprobs`, of the weights that the role began with."""
+        assert self._reference is not None, "RankSpec.keeps_reference"
+        with self._reference.in_place():
+            return self.logprobs(shard)
 
     def values(self, shard: RowShard) -> Float32Array | None:
         """[T of the shard] V(state before the token), 0 at each row's first token."""
