@@ -63,6 +63,8 @@ class Loop:
     metrics: Metrics
     watcher: Watcher
     max_tokens_per_micro_batch: int
+    row_costs: Callable[[Sequence[int]], Sequence[float]]
+    """The work of rows of so many tokens, by which ranks are balanced."""
     publish: Callable[[int], WeightManifest]
     """The policy's weights as this version, where engines can take them."""
     seed: int
@@ -194,6 +196,8 @@ class Loop:
             [len(row.token_ids) for row in rows],
             data_parallel=layout["data"],
             max_tokens=self.max_tokens_per_micro_batch,
+            costs=self.row_costs([len(row.token_ids) for row in rows]),
+            context=layout.get("context", 1),
         )
 
     def _sync(self, version: int) -> dict[str, float]:

@@ -101,11 +101,13 @@ def check_lengths(config: RunConfig) -> None:
     cap = config.trainer.max_tokens_per_micro_batch
     context = rollout.max_context_tokens
     given = f"rollout.max_context_tokens={context}"
-    if context > cap:
-        raise UserError(
-            f"{given} is above trainer.max_tokens_per_micro_batch={cap}: a trace must fit into one "
-            "micro-batch"
-        )
+    for name, role in (("policy", config.trainer.policy), ("critic", config.trainer.critic)):
+        if context > cap * role.layout.context:
+            raise UserError(
+                f"{given} is above trainer.max_tokens_per_micro_batch={cap} times "
+                f"trainer.{name}.layout.context={role.layout.context}: a trace must fit into one "
+                "micro-batch, which context parallelism splits"
+            )
     positions = model_shape(config.model).get("max_position_embeddings")
     if positions is not None and context > positions:
         raise UserError(f"{given} is above the model's max_position_embeddings={positions}")

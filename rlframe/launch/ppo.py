@@ -22,6 +22,8 @@ from rlframe.launch.report import report
 from rlframe.launch.watch import PpoWatcher
 from rlframe.loop import Loop
 from rlframe.metrics import Metrics
+from rlframe.model_costs.row_costs import RowCosts
+from rlframe.model_shapes.family import read_shape
 from rlframe.producer import Producer
 from rlframe.store import TrajectoryStore
 from rollout.service import RolloutPool
@@ -95,6 +97,9 @@ def start(job: Job) -> Iterator[Running]:
             metrics=metrics,
             watcher=watcher,
             max_tokens_per_micro_batch=job.config.trainer.max_tokens_per_micro_batch,
+            row_costs=RowCosts.of(
+                read_shape(job.model.hf_config), longest=job.config.rollout.max_context_tokens
+            ),
             publish=publish,
             seed=job.config.seed,
         )

@@ -2,11 +2,20 @@
 
 import math
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rlframe.packing import plan
+from rlframe.model_costs.family import token_flops
+from rlframe.model_costs.row_costs import RowCosts
+from rlframe.model_shapes.dense import DenseShape
+from rlframe.packing import aligned_bound, plan
+
+QWEN = {
+    "model_type": "qwen3", "vocab_size": 151936, "hidden_size": 1024, "intermediate_size": 3072,
+    "num_hidden_layers": 28, "num_attention_heads": 16, "num_key_value_heads": 8, "head_dim": 128,
+}  # fmt: skip
 
 lengths_strategy = st.lists(st.integers(1, 100), min_size=0, max_size=80)
 
@@ -36,7 +45,7 @@ def test_ranks_are_balanced_to_one_row(lengths, ranks):
 
 @given(st.lists(st.integers(1, 100), min_size=1, max_size=100))
 def test_micro_batches_are_few(lengths):
-    """Best fit decreasing needs at most 11/9 of the optimum + 4; the optimum is at least sum / cap."""
+    """At most what best fit decreasing needs: 11/9 of the optimum + 4, which is at least sum / cap."""
     planned = plan(lengths, data_parallel=1, max_tokens=100)
     optimum_at_most = len(planned.micro_batches[0])
     assert optimum_at_most >= math.ceil(sum(lengths) / 100)
@@ -58,3 +67,46 @@ def test_costs_decide_the_balance_not_lengths():
     planned = plan([10, 10, 10, 10], data_parallel=2, max_tokens=100, costs=[9, 3, 3, 3])
     sides = {tuple(sorted(r for m in rank for r in m)) for rank in planned.micro_batches}
     assert sides == {(0,), (1, 2, 3)}
+
+
+def lognormal(count: int, seed: int, *, cap: int) -> list[int]:
+    drawn = np.random.default_rng(seed).lognormal(np.log(2000), 1.0, count)
+    return np.clip(drawn, 16, cap).astype(int).tolist()
+
+
+@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize(("rows", "ranks"), [(512, 8), (4096, 64)])
+@pytest.mark.parametrize("quadratic", [0.0, 1 / 24576])
+def test_steps_are_balanced_at_the_aligned_bound(rows, ranks, seed, quadratic):
+    """A row whose work alone is above a full micro-batch's mean is nobody's to balance: with
+    quadratic work, one of the cap's length; so rows are at most half of it there."""
+    cap = 32768
+    lengths = lognormal(rows, seed, cap=cap // 2 if quadratic else cap)
+    costs = [n + quadratic * n * n for n in lengths]
+    planned = plan(lengths, data_parallel=ranks, max_tokens=cap, costs=costs)
+    tokens = [[sum(lengths[r] for r in m) for m in rank] for rank in planned.micro_batches]
+    assert max(max(rank) for rank in tokens) <= cap
+    assert len(tokens[0]) == aligned_bound(lengths, data_parallel=ranks, cap=cap)
+    work = np.array([[sum(costs[r] for r in m) for m in rank] for rank in planned.micro_batches])
+    assert work.sum() / (ranks * work.max(axis=0).sum()) >= 0.95
+    assert work.sum(axis=1).max() / work.sum(axis=1).mean() - 1 < 0.02
+
+
+def test_context_parallel_ranks_share_a_packed_sequence():
+    with pytest.raises(ValueError, match="context"):
+        plan([150], data_parallel=1, max_tokens=100)
+    planned = plan([150, 60, 40], data_parallel=1, max_tokens=100, context=2)
+    assert planned.max_tokens == 200
+    assert len(planned.micro_batches[0]) == 2
+
+
+def test_costs_are_the_models_own():
+    """Dense attention is quadratic in a row's length; GLM's sparse core is not, beyond its top k."""
+    dense = RowCosts.of(DenseShape.from_hf(QWEN), longest=1 << 17)
+    short, long = dense([1 << 16, 1 << 17])
+    linear = token_flops(DenseShape.from_hf(QWEN), 1, averaged=True).linear
+    quadratic = long - linear * (1 << 17), short - linear * (1 << 16)
+    assert quadratic[0] / quadratic[1] == pytest.approx(4, rel=1e-2)
+    between = dense([50_000])[0]
+    exact = 50_000 * token_flops(DenseShape.from_hf(QWEN), 50_000, averaged=True).total
+    assert between == pytest.approx(exact, rel=5e-3)
