@@ -163,6 +163,15 @@ class PolicyRoleConfig(RoleConfig):
 
 
 @dataclass
+class CriticRoleConfig(RoleConfig):
+    """The critic is a role whose attention may stay as it began."""
+
+    freeze_attention: bool = knob(
+        False, help="the critic's attention keeps the weights it began with; the rest learns"
+    )
+
+
+@dataclass
 class TrainerConfig:
     """Ranks that learn: backend, micro-batches, checkpoints, one part a role."""
 
@@ -171,7 +180,7 @@ class TrainerConfig:
         8192, help="hard cap of one packed micro-batch", unit="tokens", minimum=1
     )
     policy: PolicyRoleConfig = field(default_factory=PolicyRoleConfig)
-    critic: RoleConfig = field(default_factory=RoleConfig)
+    critic: CriticRoleConfig = field(default_factory=CriticRoleConfig)
     checkpoint_every: int = knob(
         10,
         help="save a checkpoint every so many steps; 0: only at the end",

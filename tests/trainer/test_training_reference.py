@@ -1,4 +1,4 @@
-"""The reference of a KL penalty: the first weights, swapped in and out to the bit."""
+"""What stays while a role learns: the reference of a KL penalty, and a critic's frozen attention."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tests.trainer.spawn import run_ranks
 from tests.trainer.train_rows import plan_of, rank_spec, train_rows
 from tests.trainer.training_ranks import join_ranks, own_shard, parameters
 from trainer.megatron.training import Training
-from trainer.objective import COLUMNS, PolicyObjective
+from trainer.objective import COLUMNS, PolicyObjective, ValueObjective
 
 
 def learn(rank: int, world_size: int, init_method: str) -> dict[str, object]:
@@ -51,3 +51,22 @@ def test_the_reference_stays_while_the_policy_moves() -> None:
     assert found["same"]
     assert found["statistics"]["left_out"] == pytest.approx(found["left_out"])
     assert found["statistics"]["kl_reference"] > 0
+
+
+def learn_values(rank: int, world_size: int, init_method: str) -> dict[str, bool]:
+    join_ranks(rank, world_size, init_method, LayoutConfig())
+    training = Training(rank_spec("critic", freeze_attention=True), "cpu")
+    rows, plan = train_rows(), plan_of(((0, 1, 2), (3, 4)))
+    before = parameters(training)
+    actions = sum(int(row.loss_mask.sum()) for row in rows)
+    shard = own_shard(training, rows, plan, COLUMNS[ValueObjective])
+    training.update(shard, step=0, actions=actions)
+    after = parameters(training)
+    return {name: bool(np.array_equal(before[name], after[name])) for name in before}
+
+
+def test_a_critics_frozen_attention_stays_and_the_rest_learns() -> None:
+    (stayed,) = run_ranks(learn_values, 1)
+    attention = {name for name in stayed if ".self_attn." in name}
+    assert attention
+    assert {name for name, same in stayed.items() if same} == attention

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from rlframe.config.schema import LayoutConfig, PolicyRoleConfig, RoleConfig
+from rlframe.config.schema import CriticRoleConfig, LayoutConfig, PolicyRoleConfig
 from rlframe.types import BatchPlan, TrainRow
 from tests.trainer.tiny import LENGTHS, TINY
 from trainer.megatron.spec import ModelSource, RankSpec, Role
@@ -65,13 +65,13 @@ def rank_spec(
     hf_config: Mapping[str, Any] = TINY,
     **config: Any,
 ) -> RankSpec:
-    """A rank of a tiny model. `kind` is a key of OBJECTIVES; `config` are fields of RoleConfig."""
+    """A rank of a tiny model. `kind` is a key of OBJECTIVES; `config` are fields of its RoleConfig."""
     role: Role = "critic" if kind == "critic" else "policy"
     settings = {"lr": 1e-2, "optimizer": {"adam_eps": 1e-3}, **config}
     return RankSpec(
         role=role,
         rank=rank,
-        config=(RoleConfig if kind == "critic" else PolicyRoleConfig)(
+        config=(CriticRoleConfig if kind == "critic" else PolicyRoleConfig)(
             layout=layout or LayoutConfig(), **settings
         ),
         model=ModelSource(hf_config=hf_config, path=path, dtype="float32", seed=3),

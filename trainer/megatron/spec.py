@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from rlframe.config.schema import IndexerConfig, MtpConfig, PolicyRoleConfig, RoleConfig
+from rlframe.config.schema import CriticRoleConfig, IndexerConfig, MtpConfig, PolicyRoleConfig, RoleConfig
 from trainer.objective import Objective
 
 Role = Literal["policy", "critic"]
@@ -55,6 +55,10 @@ class RankSpec:
         """Frozen for a critic."""
         config = self.config
         return config.indexer if isinstance(config, PolicyRoleConfig) else IndexerConfig()
+
+    @property
+    def freezes_attention(self) -> bool:
+        return isinstance(self.config, CriticRoleConfig) and self.config.freeze_attention
 
     @property
     def layout(self) -> dict[str, int]:

@@ -35,6 +35,7 @@ from trainer.models.transformer import DTYPES
 from trainer.shared_tensors import TensorSharer
 from trainer.weights import WeightPublisher, write_checkpoint
 
+ATTENTION = ".self_attention."
 MTP = "mtp_"
 """Statistics of this name are means already: over the positions that train MTP, not over actions."""
 
@@ -58,6 +59,8 @@ class Training:
             mtp=spec.mtp,
             indexer=spec.indexer,
         )
+        if spec.freezes_attention:
+            freeze_attention(self.model)
         self._indexers = IndexerLearning(self.model, spec.indexer, self._device)
         self._reference = (
             FrozenCopy(self.model) if spec.keeps_reference and spec.role == "policy" else None
@@ -212,3 +215,10 @@ class Training:
     def _role_file(self, step: int) -> checkpoint.RoleFile:
         spec = self.spec
         return checkpoint.RoleFile(spec.role, step, spec.layout, dict(spec.model.hf_config))
+
+
+def freeze_attention(model: torch.nn.Module) -> None:
+    """Attention's weights stay as they are; before the model is wrapped."""
+    for name, parameter in model.named_parameters():
+        if ATTENTION in name:
+            parameter.requires_grad_(False)
