@@ -6,7 +6,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from rlframe.config.schema import CriticRoleConfig, IndexerConfig, MtpConfig, PolicyRoleConfig, RoleConfig
+from rlframe.config.schema import (
+    CriticRoleConfig,
+    IndexerConfig,
+    MtpConfig,
+    PolicyRoleConfig,
+    RoleConfig,
+)
 from trainer.objective import Objective
 
 Role = Literal["policy", "critic"]
