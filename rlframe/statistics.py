@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from rlframe.diagnosis import effective_batch, of_positions, staleness_shares
 from rlframe.types import Float32Array, Int32Array, Status, Trace, TrainRow, Trajectory
 
 SESSION_COUNTS = (
@@ -87,6 +88,9 @@ def of_step(
         **_staleness(trajectories, version),
         **(_critic(rows) if has_critic else {}),
         **_gap(trajectories, rows, version),
+        **of_positions(trajectories, rows, has_critic=has_critic),
+        **effective_batch(rows, trajectories),
+        **staleness_shares(trajectories, version=version),
     }
 
 
