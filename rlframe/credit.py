@@ -119,7 +119,11 @@ def _gae(
     rewards = actions.rewards()
     if token_rewards is not None:
         rewards += actions.gather([array for own in token_rewards for array in own])
-    deltas = rewards + rules.gamma * following - actions.values
+    deltas = following  # in place: memory is what this waits for
+    if rules.gamma != 1.0:
+        deltas *= rules.gamma
+    deltas -= actions.values
+    deltas += rewards
     critic = discounted_sums(deltas, ends, rules.gamma * rules.lambda_critic)
     if rules.lambda_length_alpha:
         policy = _length_adaptive(deltas, ends, rules)
