@@ -16,7 +16,7 @@ from rlframe.config.passthrough import PASSTHROUGH, find_option, owning_key
 from rlframe.config.search import find_folders
 from rlframe.config.values import shown
 
-SCHEMA = "the default in rlframe/config/schema.py"
+SCHEMA = "the default in rlframe/config/schema/"
 OurDefaults = Callable[[str], Mapping[str, Any]]
 """From a pass-through knob (`rollout.engine_args`) to the defaults that rlframe itself gives its options."""
 

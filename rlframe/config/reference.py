@@ -10,7 +10,7 @@ from rlframe.config.values import shown
 
 HEAD = """# All keys
 
-Made by `rlframe config --reference > docs/configuration_reference.md` from `rlframe/config/schema.py`; a test
+Made by `rlframe config --reference > docs/configuration_reference.md` from `rlframe/config/schema/`; a test
 compares the two. `rlframe explain KEY` says the same of one key, with its present value and its source.
 """
 

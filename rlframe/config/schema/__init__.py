@@ -1,0 +1,49 @@
+"""Every knob of ours. Names of Megatron and SGLang options are theirs, and pass through untouched.
+
+YAML in `configs/` only holds values that differ from these defaults. A component gets its own part,
+never the whole.
+"""
+
+from rlframe.config.schema.algorithm import PpoConfig, SftConfig
+from rlframe.config.schema.model import ModelConfig
+from rlframe.config.schema.rollout import (
+    BlackBoxConfig,
+    CompactionConfig,
+    RolloutConfig,
+    SamplingConfig,
+    SubAgentsConfig,
+)
+from rlframe.config.schema.run import RunConfig
+from rlframe.config.schema.surroundings import ClusterConfig, EnvConfig, LoggingConfig, SyncConfig
+from rlframe.config.schema.trainer import (
+    CriticRoleConfig,
+    IndexerConfig,
+    LayoutConfig,
+    MtpConfig,
+    PolicyRoleConfig,
+    RoleConfig,
+    TrainerConfig,
+)
+
+__all__ = [
+    "BlackBoxConfig",
+    "ClusterConfig",
+    "CompactionConfig",
+    "CriticRoleConfig",
+    "EnvConfig",
+    "IndexerConfig",
+    "LayoutConfig",
+    "LoggingConfig",
+    "ModelConfig",
+    "MtpConfig",
+    "PolicyRoleConfig",
+    "PpoConfig",
+    "RoleConfig",
+    "RolloutConfig",
+    "RunConfig",
+    "SamplingConfig",
+    "SftConfig",
+    "SubAgentsConfig",
+    "SyncConfig",
+    "TrainerConfig",
+]

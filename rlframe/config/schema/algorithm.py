@@ -1,0 +1,139 @@
+"""What a step of learning is."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from rlframe.config.knob import knob
+
+
+@dataclass
+class PpoConfig:
+    """Critic-based PPO with a token-level loss."""
+
+    name: str = knob("ppo", help="which algorithm", allowed=("ppo",))
+    batch_trajectories: int = knob(128, help="trajectories of one step", minimum=1)
+    max_staleness: int = knob(
+        0,
+        help="steps that a trajectory's oldest token may lag; 0: on-policy",
+        unit="steps",
+        minimum=0,
+    )
+    rollouts_per_task: int = knob(
+        1, help="attempts at each task; estimators without a critic compare them", minimum=1
+    )
+    estimator: str = knob(
+        "gae",
+        help="advantages: gae has a critic; grpo and rloo compare the attempts of a task, "
+        "reinforce_pp the batch",
+        allowed=("gae", "grpo", "rloo", "reinforce_pp"),
+    )
+    gamma: float = knob(1.0, help="discount", minimum=0.0, maximum=1.0)
+    lambda_policy: float = knob(
+        0.95, help="GAE lambda of the policy's advantages", minimum=0.0, maximum=1.0
+    )
+    lambda_critic: float = knob(
+        1.0, help="GAE lambda of the critic's targets", minimum=0.0, maximum=1.0
+    )
+    lambda_length_alpha: float = knob(
+        0.0,
+        help="the policy's lambda is 1 - 1 / (alpha T) for T actions instead; 0: off",
+        minimum=0.0,
+    )
+    compaction: str = knob(
+        "chain",
+        help="credit at a compaction: chain goes on through it, terminal ends with the whole reward",
+        allowed=("chain", "terminal"),
+    )
+    sub_agent: str = knob(
+        "join",
+        help="credit of a sub-agent: join bootstraps from the parent, terminal ends with the whole reward",
+        allowed=("join", "terminal"),
+    )
+    trains: str = knob(
+        "all",
+        help="the actions that the policy learns from",
+        allowed=("all", "last_trace", "no_summaries"),
+    )
+    whiten_advantages: bool = knob(True, help="zero mean, unit deviation over the batch's actions")
+    truncation: str = knob(
+        "terminal",
+        help="value after a truncated trajectory",
+        allowed=("terminal", "bootstrap", "mask"),
+    )
+    policy_loss: str = knob("ppo", help="surrogate", allowed=("ppo", "gspo", "cispo"))
+    ratio_against: str = knob(
+        "old",
+        help="the policy ratio's denominator: the trainer's before the step, or the rollout's own",
+        allowed=("old", "rollout"),
+    )
+    aggregation: str = knob(
+        "token",
+        help="whose mean the policy's loss is",
+        allowed=("token", "per_trajectory", "per_trace"),
+    )
+    clip_low: float = knob(0.2, help="policy ratio clip, lower side", minimum=0.0)
+    clip_high: float = knob(0.28, help="policy ratio clip, upper side", minimum=0.0)
+    dual_clip: float = knob(
+        3.0, help="bound of the ratio for negative advantages; 0: off", minimum=0.0
+    )
+    value_clip: float = knob(0.2, help="clip of the value's move; 0: off", minimum=0.0)
+    entropy_coef: float = knob(0.0, help="entropy bonus", minimum=0.0)
+    importance_cap: float = knob(
+        2.0, help="cap of the truncated train/rollout importance weight; 0: off", minimum=0.0
+    )
+    mask_below: float = knob(
+        0.0,
+        help="no gradient for tokens whose train/rollout ratio is below this; 0: off",
+        minimum=0.0,
+        maximum=1.0,
+    )
+    mask_above: float = knob(
+        0.0,
+        help="no gradient for tokens whose train/rollout ratio is above this; 0: off",
+        minimum=0.0,
+    )
+    reject_below: float = knob(
+        0.0,
+        help="leave out traces whose mean train/rollout ratio (geometric) is below this; 0: off",
+        minimum=0.0,
+        maximum=1.0,
+    )
+    reject_above: float = knob(
+        0.0,
+        help="leave out traces whose mean train/rollout ratio (geometric) is above this; 0: off",
+        minimum=0.0,
+    )
+    mask_older_than: int = knob(
+        0,
+        help="leave out tokens that lag more than so many steps; 0: off",
+        unit="steps",
+        minimum=0,
+    )
+    kl_coef: float = knob(0.0, help="KL to the policy that the run began with; 0: off", minimum=0.0)
+    kl_estimator: str = knob("k3", help="of that KL", allowed=("k1", "k2", "k3"))
+    kl_in: str = knob("loss", help="where that KL counts", allowed=("loss", "reward"))
+    mini_batches: int = knob(1, help="policy updates a step", minimum=1)
+    critic_mini_batches: int = knob(1, help="critic updates a step", minimum=1)
+    epochs: int = knob(1, help="passes over the batch", minimum=1)
+    critic_warmup_steps: int = knob(
+        0, help="first steps in which only the critic learns", unit="steps", minimum=0
+    )
+    max_logprob_gap: float = knob(
+        0.1, help="stop when mean |train - rollout logprob| of a step passes this", minimum=0.0
+    )
+
+
+@dataclass
+class SftConfig:
+    """Supervised fine-tuning on the environment's demonstrations."""
+
+    name: str = knob("sft", help="which algorithm", allowed=("sft",))
+    demonstrations: int = knob(1000, help="conversations to learn from", minimum=1)
+    batch_conversations: int = knob(64, help="conversations of one step", minimum=1)
+    stop_below_loss: float = knob(
+        0.0,
+        help="stop early when the held-out loss falls below this; 0: off",
+        unit="nats",
+        minimum=0.0,
+    )
