@@ -56,6 +56,10 @@ class Acceptance:
     reached: tuple[int, ...]
     """Entry k - 1: rounds in which the first k drafts were all accepted."""
 
+    def __add__(self, other: Acceptance) -> Acceptance:
+        reached = tuple(a + b for a, b in zip(self.reached, other.reached, strict=True))
+        return Acceptance(self.rounds + other.rounds, reached)
+
     @property
     def length(self) -> float:
         """Mean tokens emitted a round, the bonus token counted: SGLang's `accept len`."""

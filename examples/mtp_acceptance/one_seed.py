@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,6 +24,8 @@ from trainer.models.language_model import model_chunks
 from trainer.models.packed import PackedBatch, forward
 from trainer.speculative import Acceptance, Rule, decode
 
+AT_ONCE = 96
+"""Sequences that are decoded side by side."""
 INDEXER = IndexerConfig(mode="sparse", coefficient=1.0)
 
 
@@ -46,7 +49,7 @@ class Drafting:
 def run_seed(
     settings: Settings, training_ids: Ids, text: Ids, *, seed: int, work: Path
 ) -> SeedResult:
-    """`text` is what is measured on. Checkpoints are passed on in `work`."""
+    """`text` is what is measured on. Models that are in `work` are not trained again."""
     torch.set_num_threads(1)
     trunk = work / f"trunk_{seed}"
     loss = train_trunk(settings, training_ids, text, seed=seed, to=trunk)
@@ -70,19 +73,22 @@ def train_trunk(settings: Settings, ids: Ids, text: Ids, *, seed: int, to: Path)
         lr=settings.trunk_lr, lr_warmup_steps=20, lr_decay="cosine", indexer=INDEXER
     )
     hf_config = settings.hf_config(shares=True)
-    with one_rank(hf_config, config=config, steps=settings.trunk_steps, seed=seed) as training:
-        pretrain(
-            training,
-            ids,
-            steps=settings.trunk_steps,
-            sequences=settings.sequences,
-            length=settings.length,
-            seed=seed,
-            label=f"seed {seed} trunk ",
-        )
-        loss = held_out_loss(training, even_windows(text, count=32, length=settings.length))
-        training.export_hf(str(to))
-    return loss
+    there = to.exists()
+    path = str(to) if there else ""
+    steps = settings.trunk_steps
+    with one_rank(hf_config, config=config, steps=steps, path=path, seed=seed) as training:
+        if not there:
+            pretrain(
+                training,
+                ids,
+                steps=steps,
+                sequences=settings.sequences,
+                length=settings.length,
+                seed=seed,
+                label=f"seed {seed} trunk ",
+            )
+            training.export_hf(str(to))
+        return held_out_loss(training, even_windows(text, count=32, length=settings.length))
 
 
 def train_mtp(
@@ -93,20 +99,14 @@ def train_mtp(
     End-to-end TV has no gradient where draft and target do not overlap, so it begins with cross entropy;
     the number of steps is the same in all.
     """
-    variant = VARIANTS[name]
-    phases = [("ce", settings.mtp_steps)]
-    if variant.loss != "ce":
-        cold = settings.cold_start_steps
-        phases = [("ce", cold), (variant.loss, settings.mtp_steps - cold)]
-    path, done, drafting = trunk, 0, Drafting({}, {})
-    for loss, steps in phases:
-        with one_rank(
-            settings.hf_config(shares=variant.shares),
-            config=mtp_config(settings, loss),
-            steps=steps,
-            path=str(path),
-            seed=seed,
-        ) as training:
+    variant, done = VARIANTS[name], 0
+    finished = trunk.with_name(f"{trunk.name}_{name}")
+    cold = settings.cold_start_steps if variant.loss != "ce" else 0
+    phases = [("ce", cold)] if cold else []
+    phases.append((variant.loss, settings.mtp_steps - cold))
+    path = trunk
+    for loss, steps in [] if finished.exists() else phases:
+        with _mtp_rank(settings, variant, loss, steps=steps, path=path, seed=seed) as training:
             pretrain(
                 training,
                 ids,
@@ -116,11 +116,21 @@ def train_mtp(
                 seed=seed + 1000 + done,
                 label=f"seed {seed} {name} {loss} ",
             )
-            path, done = trunk.with_name(f"{trunk.name}_{name}"), done + steps
+            done += steps
+            path = finished if done == settings.mtp_steps else trunk.with_name(f"begun_{seed}")
             training.export_hf(str(path))
-            drafting = look_at(settings, training, text)
-        print(f"seed {seed} {name} {loss}: {drafting.expected}", flush=True)
+    with _mtp_rank(settings, variant, variant.loss, steps=1, path=finished, seed=seed) as training:
+        drafting = look_at(settings, training, text)
+    print(f"seed {seed} {name}: {drafting.expected}", flush=True)
     return drafting
+
+
+def _mtp_rank(
+    settings: Settings, variant: MtpVariant, loss: str, *, steps: int, path: Path, seed: int
+) -> AbstractContextManager[Training]:
+    hf_config = settings.hf_config(shares=variant.shares)
+    config = mtp_config(settings, loss)
+    return one_rank(hf_config, config=config, steps=steps, path=str(path), seed=seed)
 
 
 def mtp_config(settings: Settings, loss: str) -> PolicyRoleConfig:
@@ -168,8 +178,15 @@ def measure(
     windows = even_windows(text, count=settings.prompts, length=settings.prompt_length)
     prompts = torch.from_numpy(np.stack(windows)).long()
     capacity = settings.prompt_length + (settings.rounds + 1) * (settings.drafts + 1)
-    model = CachedGlm(shape, tensors, prompts, capacity=capacity)
     generator = torch.Generator().manual_seed(seed)
-    return decode(
-        model, rule=row.rule, steps=settings.drafts, rounds=settings.rounds, generator=generator
-    ).acceptance
+    parts = [
+        decode(
+            CachedGlm(shape, tensors, some, capacity=capacity),
+            rule=row.rule,
+            steps=settings.drafts,
+            rounds=settings.rounds,
+            generator=generator,
+        ).acceptance
+        for some in prompts.split(AT_ONCE)
+    ]
+    return sum(parts[1:], parts[0])

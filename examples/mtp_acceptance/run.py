@@ -33,6 +33,7 @@ VALIDATION_TOKENS = 300_000
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--validation", action="store_true", help="measure on validation text")
+    parser.add_argument("--models", type=Path, help="directory where trained models stay")
     options = parser.parse_args()
     settings, began = load_settings(), time.monotonic()
     corpus = load_corpus(settings.vocab_size)
@@ -41,7 +42,10 @@ def main() -> int:
         corpus.training[-VALIDATION_TOKENS:],
     )
     text = validation if options.validation else corpus.held_out
-    results = run_seeds(settings, training, text)
+    with tempfile.TemporaryDirectory() as passing:
+        work = options.models or Path(passing)
+        work.mkdir(parents=True, exist_ok=True)
+        results = run_seeds(settings, training, text, work=work)
     rows = rows_of(results)
     note = summary(settings, results, rows, seconds=time.monotonic() - began)
     for row in rows:
@@ -53,16 +57,13 @@ def main() -> int:
     return 0
 
 
-def run_seeds(settings: Settings, training: Ids, text: Ids) -> list[SeedResult]:
+def run_seeds(settings: Settings, training: Ids, text: Ids, *, work: Path) -> list[SeedResult]:
     """Each seed in a process of its own, as many at once as there are cores."""
     workers = min(len(settings.seeds), os.cpu_count() or 1)
     context = multiprocessing.get_context("spawn")
-    with (
-        tempfile.TemporaryDirectory() as work,
-        ProcessPoolExecutor(workers, mp_context=context, max_tasks_per_child=1) as pool,
-    ):
+    with ProcessPoolExecutor(workers, mp_context=context, max_tasks_per_child=1) as pool:
         futures = [
-            pool.submit(run_seed, settings, training, text, seed=seed, work=Path(work))
+            pool.submit(run_seed, settings, training, text, seed=seed, work=work)
             for seed in settings.seeds
         ]
         return [future.result() for future in futures]

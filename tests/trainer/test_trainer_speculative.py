@@ -129,6 +129,7 @@ def test_rates_and_lengths_of_a_count():
     lengths = torch.tensor([0.0, 0.0, 1.0, 1.0, 1.0, 1.0, 2.0, 2.0, 2.0, 2.0])
     assert found.standard_error == pytest.approx(float(lengths.std(correction=0)) / 10**0.5)
     assert found.rates[:3] == (0.8, 0.5, 0.0)
+    assert found + Acceptance(2, (1, 1, 1, 1)) == Acceptance(12, (9, 5, 1, 1))
     assert found.rates[3] != found.rates[3]  # never tried
 
 
