@@ -24,6 +24,7 @@ from rollout.engine.server import Keys, SglangServer
 from tests.trainer.oracle import ask_glm
 from tests.trainer.tiny_glm import TINY_GLM
 
+pytestmark = pytest.mark.xdist_group("glm engine")  # one server for all of them
 TOLERANCE = 1e-4
 SAMPLING = {"temperature": 1.0, "max_new_tokens": 40, "ignore_eos": True}
 CONTEXT = 256
