@@ -11,6 +11,7 @@ import gc
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Protocol
 
 from rlframe.interfaces import RolloutRequest, TaskSource
@@ -71,7 +72,7 @@ class RolloutWorker:
         self._free_by_domain = {
             domain: asyncio.Semaphore(limit) for domain, limit in spec.domain_concurrency.items()
         }
-        self._running: dict[str, asyncio.Task[None]] = {}
+        self._running: dict[str, asyncio.Task[Trajectory]] = {}
         self._finished: asyncio.Queue[Trajectory | Exception] = asyncio.Queue()
         self._mode: Mode | None = None
         self._gateway: RunningGateway | None = None
@@ -135,7 +136,10 @@ class RolloutWorker:
         """Returns at once. An id that is running already is not started again."""
         for request in requests:
             if request.id not in self._running:
-                self._running[request.id] = asyncio.create_task(self._run(request))
+                task = asyncio.create_task(self._run(request))
+                self._running[request.id] = task
+                # Not in `_run`: a task that is cancelled before it has begun never gets there.
+                task.add_done_callback(partial(self._keep, request))
 
     async def collect(self, timeout_s: float) -> list[Trajectory]:
         """All that has finished, as soon as anything has; empty after `timeout_s`.
@@ -163,7 +167,6 @@ class RolloutWorker:
     async def cancel(self, ids: Sequence[str]) -> None:
         """These attempts end now, as `aborted`: their environments are closed and their model calls
         given up, which frees the engine. Returns when that is done; an id that is not running is none."""
-        await asyncio.sleep(0)  # a task that has not begun would end without a word
         cancelled = [self._running[i] for i in ids if i in self._running]
         for task in cancelled:
             task.cancel()
@@ -177,18 +180,19 @@ class RolloutWorker:
         if self._client is not None:
             await self._client.close()
 
-    async def _run(self, request: RolloutRequest) -> None:
+    async def _run(self, request: RolloutRequest) -> Trajectory:
         assert self._mode is not None
-        outcome: Trajectory | Exception
-        try:
-            # Its domain's place first: who waits for that must not keep others from running.
-            async with self._place_of(request.task.domain), self._free:
-                outcome = await self._mode.run(request)
-        except asyncio.CancelledError:
-            outcome = _aborted(request)  # by `cancel`: nobody else holds this task
-        except Exception as error:  # noqa: BLE001 - raised by `collect`
-            outcome = error
+        # Its domain's place first: who waits for that must not keep others from running.
+        async with self._place_of(request.task.domain), self._free:
+            return await self._mode.run(request)
+
+    def _keep(self, request: RolloutRequest, task: asyncio.Task[Trajectory]) -> None:
+        """What `collect` gives, or raises. Cancelled: by `cancel`, nobody else holds the task."""
         del self._running[request.id]
+        error = None if task.cancelled() else task.exception()
+        if error is not None and not isinstance(error, Exception):
+            raise error
+        outcome = _aborted(request) if task.cancelled() else error or task.result()
         self._finished.put_nowait(outcome)
 
     def _place_of(self, domain: str) -> AbstractAsyncContextManager[Any]:

@@ -85,3 +85,14 @@ async def test_a_cancelled_attempt_gives_its_place_back() -> None:
         "a-1": Status.ABORTED,
         "a-2": Status.FAILED,
     }
+
+
+async def test_attempts_that_are_cancelled_before_they_have_begun_come_back_too() -> None:
+    """Ray may begin `cancel` in the same turn of the loop as the `submit` before it."""
+    worker = worker_with(Gate(), max_concurrency=2)
+    submitting = asyncio.ensure_future(worker.submit(attempts("a", 5)))
+    cancelling = asyncio.ensure_future(worker.cancel([f"a-{n}" for n in range(5)]))
+    await asyncio.gather(submitting, cancelling)
+    found = await collected(worker, 5)
+    assert {t.status for t in found} == {Status.ABORTED}
+    assert sorted(t.id for t in found) == [f"a-{n}" for n in range(5)]
