@@ -1,0 +1,67 @@
+"""What passes between the loop and the teachers of on-policy distillation: token ids out, logprobs back."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from rlframe.types import Float32Array, Int32Array, WeightManifest
+
+
+@dataclass(frozen=True, slots=True)
+class ScoreRequest:
+    """One trace that one teacher shall read, in exactly the tokens that the student saw."""
+
+    id: str
+    """Of the trace; unique among what is under way for this teacher."""
+    teacher: str
+    """A name of the manifest."""
+    token_ids: Int32Array
+    """[T]"""
+    begin: int
+    """The first position whose score is wanted, at least 1: nothing comes before position 0."""
+    top_k: int = 0
+    """As many of the teacher's likeliest tokens at each position."""
+
+
+@dataclass(frozen=True, slots=True)
+class TeacherScores:
+    """What a teacher thinks of a trace, at temperature 1."""
+
+    id: str
+    teacher: str
+    logprobs: Float32Array
+    """[T]: log p(token t | those before it), 0 before `begin`."""
+    top_ids: Int32Array | None = None
+    """[T, k]: candidates for position t, likeliest first; 0 before `begin`."""
+    top_logprobs: Float32Array | None = None
+    """[T, k]"""
+
+
+class TeacherService(Protocol):
+    """Scores traces by many teachers on fewer engines; as `RolloutService`, but nothing is sampled.
+
+        service.submit([ScoreRequest(...), ...])         # returns at once; order does not matter
+        while missing:
+            for scores in service.collect(timeout_s=1.0): ...
+
+    A teacher that dies or answers nonsense is asked again, elsewhere or after a restart; RunError
+    from `collect` once that has failed as often as configured.
+    """
+
+    def submit(self, requests: Sequence[ScoreRequest]) -> None: ...
+
+    def collect(self, timeout_s: float) -> list[TeacherScores]:
+        """Whatever has been scored, as soon as anything has; empty after `timeout_s`."""
+        ...
+
+    def update(self, teacher: str, manifest: WeightManifest) -> None:
+        """New weights for a teacher that learns itself; those that score it from now on."""
+        ...
+
+    def metrics(self) -> dict[str, float]:
+        """Since the last call: swaps, their seconds, seconds of queueing, share of time spent scoring."""
+        ...
+
+    def close(self) -> None: ...
