@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from rlframe.types import Float32Array, Int32Array, WeightManifest
+from rlframe.types import Float32Array, Int32Array
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,10 +54,6 @@ class TeacherService(Protocol):
 
     def collect(self, timeout_s: float) -> list[TeacherScores]:
         """Whatever has been scored, as soon as anything has; empty after `timeout_s`."""
-        ...
-
-    def update(self, teacher: str, manifest: WeightManifest) -> None:
-        """New weights for a teacher that learns itself; those that score it from now on."""
         ...
 
     def metrics(self) -> dict[str, float]:
