@@ -13,6 +13,9 @@ from rlframe.loop import Watcher
 from rlframe.metrics import Metrics, series
 from rlframe.types import BatchPlan, TrainRow
 
+SMOOTHED_OVER = 3
+"""Held-out losses whose mean decides about an early stop."""
+
 
 def batch_indices(step: int, *, rows: int, batch: int, seed: int) -> list[int]:
     """Rows of this step: every row once an epoch, in an order that depends on the epoch and the seed.
@@ -63,9 +66,10 @@ class SftLoop:
         return steps
 
     def _low_enough(self) -> bool:
-        """Of the latest held-out loss, also where a stopped run logged it."""
-        losses = series(self.metrics.history, "sft/held_out_loss")
-        return bool(losses) and losses[-1][1] < self.stop_below_loss
+        """Of the latest held-out losses, also where a stopped run logged them: one alone is a matter of luck."""
+        losses = [loss for _, loss in series(self.metrics.history, "sft/held_out_loss")]
+        latest = losses[-SMOOTHED_OVER:]
+        return len(latest) == SMOOTHED_OVER and sum(latest) / len(latest) < self.stop_below_loss
 
     def _indices(self, step: int) -> list[int]:
         return batch_indices(

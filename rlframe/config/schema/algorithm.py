@@ -133,7 +133,7 @@ class SftConfig:
     batch_conversations: int = knob(64, help="conversations of one step", minimum=1)
     stop_below_loss: float = knob(
         0.0,
-        help="stop early when the held-out loss falls below this; 0: off",
+        help="stop early when the mean of the last three held-out losses falls below this; 0: off",
         unit="nats",
         minimum=0.0,
     )
