@@ -1,9 +1,9 @@
 """The same experiment in several arms, each over several seeds: runs, a table, learning curves with bands.
 
-    study = Study("compaction_learning", folder, experiment="compaction_learning", arms=ARMS, seeds=range(5))
+    study = Study("compaction_learning", experiment="compaction_learning", arms=ARMS, seeds=range(5), folder=here)
     study.run(parallel=1)
     rows = study.rows()                    # arm, final_reward, seeds, ...
-    study.plot(path, across="tokens")
+    study.plot(path)
 
 An arm is overrides of one Hydra experiment. A run that has ended is not made again: a study that was
 stopped goes on where it was.
@@ -38,14 +38,14 @@ Curve = list[tuple[float, float]]
 @dataclass(frozen=True)
 class Study:
     name: str
-    folder: Path
-    """Holds `experiment/*.yaml` and the example's own Python files."""
     experiment: str
     arms: Mapping[str, Sequence[str]]
     """Overrides by arm; the first arm is what is advertised."""
     seeds: Sequence[int]
     shared: Sequence[str] = field(default_factory=tuple)
     """Overrides of every arm."""
+    folder: Path | None = None
+    """Holds `experiment/*.yaml` and the example's own Python files; None: `configs/` has the experiment."""
 
     def directory(self, arm: str, seed: int) -> Path:
         return ROOT / "runs" / self.name / f"{arm}_{seed}"
@@ -81,9 +81,10 @@ class Study:
         directory.parent.mkdir(parents=True, exist_ok=True)
         mark.write_text(json.dumps({**wanted, "ended": False}))
         command = [sys.executable, "-m", "rlframe.cli.main", "train"]
-        command += ["--config-dir", str(self.folder), *overrides, f"run_dir={directory}"]
-        command += ["logging.live=off", "logging.wandb=off"]
-        paths = [str(self.folder), str(ROOT), os.environ.get("PYTHONPATH", "")]
+        command += ["--config-dir", str(self.folder)] if self.folder else []
+        command += [*overrides, f"run_dir={directory}", "logging.live=off", "logging.wandb=off"]
+        own = str(self.folder) if self.folder else ""
+        paths = [own, str(ROOT), os.environ.get("PYTHONPATH", "")]
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths))}
         with (directory.with_suffix(".log")).open("w") as console:
             ended = subprocess.run(
@@ -101,14 +102,13 @@ class Study:
         history = self.history(arm, seed)
         return [(float(s), r) for s, r in series(history, "held_out/mean", event=HELD_OUT)]
 
-    def sampled_tokens(self, arm: str, seed: int) -> dict[int, float]:
-        """Sampled by the policy until the end of each step."""
+    def across_tokens(self, arm: str, seed: int) -> Curve:
+        """(tokens that the policy sampled in training, held-out reward)"""
         actions = series(self.history(arm, seed), "rollout/actions")
-        total, until = 0.0, {0: 0.0}
-        for step, count in actions:
-            total += count
-            until[step] = total
-        return until
+        sampled = dict(
+            zip((s for s, _ in actions), np.cumsum([n for _, n in actions]), strict=True)
+        )
+        return [(float(sampled.get(int(s), 0)), r) for s, r in self.curve(arm, seed)]
 
     def rows(self) -> list[dict[str, Any]]:
         """One an arm: mean and standard deviation over the seeds, and each seed's value."""
@@ -128,7 +128,7 @@ class Study:
             )
         return rows
 
-    def plot(self, path: Path, *, across_tokens: bool = False) -> None:
+    def plot(self, path: Path, *, tokens: bool = False) -> None:
         """Mean held-out reward over the seeds, and the band from the lowest to the highest."""
         import matplotlib
 
@@ -136,16 +136,13 @@ class Study:
         import matplotlib.pyplot as plt
 
         figure, axes = plt.subplots(figsize=(7.5, 4), layout="constrained")
+        curve_of = self.across_tokens if tokens else self.curve
         for arm, colour in zip(self.arms, COLOURS, strict=False):
-            curves = [self.curve(arm, seed) for seed in self.seeds]
-            rewards = np.array([[reward for _, reward in curve] for curve in curves])
-            places = np.array([step for step, _ in curves[0]])
-            if across_tokens:
-                sampled = [self.sampled_tokens(arm, seed) for seed in self.seeds]
-                places = np.array([np.mean([s[int(p)] for s in sampled]) for p in places])
+            curves = np.array([curve_of(arm, seed) for seed in self.seeds])  # [seeds, points, 2]
+            places, rewards = curves[:, :, 0].mean(0), curves[:, :, 1]
             axes.plot(places, rewards.mean(0), color=colour, label=arm.replace("_", " "))
             axes.fill_between(places, rewards.min(0), rewards.max(0), color=colour, alpha=0.15)
-        axes.set(xlabel="sampled tokens" if across_tokens else "step", ylim=(0, 1.02))
+        axes.set(xlabel="sampled tokens" if tokens else "step", ylim=(0, 1.02))
         axes.set_ylabel("held-out reward")
         axes.grid(color="#e6e6e6", linewidth=0.8)
         axes.legend(frameon=False, fontsize=9)

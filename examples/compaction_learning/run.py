@@ -32,11 +32,11 @@ def main() -> None:
     given = parser.parse_args()
     study = Study(
         "compaction_learning",
-        Path(__file__).parent,
         experiment="compaction_learning",
         arms=ARMS,
         seeds=range(given.seeds),
         shared=["model.path=runs/compaction_learning/warm_start/hf"],
+        folder=Path(__file__).parent,
     )
     study.warm_start("compaction_learning_sft")
     study.run(parallel=given.parallel)
