@@ -14,7 +14,7 @@ NOTES_A_PAGE = 8
 OPENING_TEXT = "Read the pages, then answer."
 SUM_UP = "Sum up."
 NEXT = "next"
-KEPT = 0.6
+KEPT = 0.7
 """How often a demonstrated summary keeps a fact: what is lost on the way is PPO's to save."""
 
 
