@@ -24,7 +24,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
-from rlframe.errors import RunError
+from rlframe.intake import Intake, LossLimit
 from rlframe.interfaces import RolloutRequest, RolloutService, TaskSource
 from rlframe.types import Status, Task, Trajectory
 
@@ -67,6 +67,8 @@ class Producer:
         batch_trajectories: int,
         max_staleness: int,
         version: int,
+        intake: Intake,
+        max_lost_share: float = 0.75,
         over_admission: float = 0.0,
         rollouts_per_task: int = 1,
         on_progress: Callable[[int, int], None] = lambda done, wanted: None,
@@ -88,7 +90,8 @@ class Producer:
         self._taken = 0
         self._next_index = 0
         self._leftover: Sequence[int] = ()
-        self._failures_in_a_row = 0
+        self._intake = intake
+        self._losses = LossLimit(max_share=max_lost_share, window=2 * batch_trajectories)
         self._error: BaseException | None = None
         self._closing = threading.Event()
         self._collector = threading.Thread(target=self._collect, name="collector", daemon=True)
@@ -105,7 +108,7 @@ class Producer:
     def take(self, step: int) -> list[Trajectory]:
         """The batch of this step, in task order. A step that was recorded before gets the same again.
 
-        Raises RunError where attempts only fail, and whatever the collector raised.
+        Raises RunError where too many attempts come to nothing, and whatever the collector raised.
         """
         recorded = self._ledger.batch(step)
         with self._changed:
@@ -179,7 +182,13 @@ class Producer:
                 self._changed.notify_all()
 
     def _keep(self, finished: Sequence[Trajectory]) -> None:
-        training = [t for t in finished if not t.id.startswith(EVALUATION_PREFIX)]
+        # A sync comes before the release that says so: engines may be one version ahead.
+        newest = self._version + 1
+        training = [
+            self._intake.checked(t, version=newest)
+            for t in finished
+            if not t.id.startswith(EVALUATION_PREFIX)
+        ]
         self._ledger.put(training)
         with self._changed:
             self._evaluations.update(
@@ -191,8 +200,8 @@ class Producer:
                     continue  # asked for twice after a worker's restart; the first answer counts
                 self._ended[trajectory.status] += 1
                 self._tries += int(trajectory.info.get("tries", 1))
-                if trajectory.status.is_trainable and trajectory.actions:
-                    self._failures_in_a_row = 0
+                if trajectory.status.is_trainable:
+                    self._losses.note(trajectory, lost=False)
                     self._ready[trajectory.id] = (admitted_at, trajectory)
                 else:
                     self._drop(trajectory)
@@ -200,16 +209,11 @@ class Producer:
             self._changed.notify_all()
 
     def _drop(self, trajectory: Trajectory) -> None:
-        """A failed attempt never trains: a fresh task takes its slot, unless nothing works any more."""
+        """A failed attempt never trains: a fresh task takes its slot, unless too much is lost."""
         reason = str(trajectory.info.get("error", trajectory.status.value))
         self._ledger.drop(trajectory.id, f"{trajectory.status.value}: {reason}")
         if trajectory.status is not Status.ABORTED:
-            self._failures_in_a_row += 1
-        if self._failures_in_a_row >= 2 * self._batch:
-            raise RunError(
-                f"{self._failures_in_a_row} attempts in a row failed; the last, {trajectory.id}, with "
-                f"status {trajectory.status.value}: {reason}"
-            )
+            self._losses.note(trajectory, lost=True)
         self._admit()
 
     def _shed(self) -> None:

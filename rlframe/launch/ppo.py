@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from rlframe.cluster.demand import has_critic
 from rlframe.config.schema import PpoConfig
+from rlframe.intake import Intake
 from rlframe.interfaces import RoleTrainer
 from rlframe.launch.job import Job
 from rlframe.launch.parts import (
@@ -79,6 +80,8 @@ def start(job: Job) -> Iterator[Running]:
             batch_trajectories=algorithm.batch_trajectories,
             max_staleness=algorithm.max_staleness,
             version=first_step,
+            intake=Intake(_longest_trace(job)),
+            max_lost_share=job.config.rollout.max_lost_share,
             over_admission=job.config.rollout.over_admission,
             rollouts_per_task=algorithm.rollouts_per_task,
             on_progress=job.view.progress,
@@ -104,6 +107,13 @@ def start(job: Job) -> Iterator[Running]:
             seed=job.config.seed,
         )
         yield Running(loop, watcher, metrics, policy, first_step)
+
+
+def _longest_trace(job: Job) -> int:
+    """What a micro-batch of every role holds."""
+    trainer = job.config.trainer
+    context = min(trainer.policy.layout.context, trainer.critic.layout.context)
+    return trainer.max_tokens_per_micro_batch * context
 
 
 def _start_parts(

@@ -6,11 +6,13 @@ real ones are exercised end to end in tests/e2e.
 
 import queue
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from rlframe.errors import RunError
+from rlframe.intake import Intake
 from rlframe.producer import Producer, request_id
 from rlframe.types import Reward, Status, Task, Trace, Trajectory
 
@@ -31,6 +33,7 @@ class Service:
         self.finished: queue.Queue = queue.Queue()
         self.auto: Status | None = None
         self.version = 0
+        self.spoil = {}
 
     def submit(self, requests) -> None:
         self.submitted += [r.id for r in requests]
@@ -45,17 +48,16 @@ class Service:
             rollout_logprobs=np.array([0, 0, -1, -1], np.float32),
             versions=np.array([-1, -1, self.version, self.version], np.int32),
         )
-        self.finished.put(
-            Trajectory(
-                id=trajectory_id,
-                task_id="t",
-                domain="d",
-                status=status,
-                traces=(trace,),
-                rewards=(Reward(1.0),),
-                info={"error": "scripted"} if not status.is_trainable else {},
-            )
+        whole = Trajectory(
+            id=trajectory_id,
+            task_id="t",
+            domain="d",
+            status=status,
+            traces=(trace,),
+            rewards=(Reward(1.0),),
+            info={"error": "scripted"} if not status.is_trainable else {},
         )
+        self.finished.put(self.spoil.get(trajectory_id, lambda t: t)(whole))
 
     def cancel(self, ids) -> None:
         for known in ids:
@@ -66,6 +68,16 @@ class Service:
             return [self.finished.get(timeout=0.02)]
         except queue.Empty:
             return []
+
+
+def long_trace(length: int, *, version: int = 0, actions: bool = True) -> Trace:
+    mask = np.arange(length) >= 2 if actions else np.zeros(length, np.bool_)
+    return Trace(
+        token_ids=np.arange(length, dtype=np.int32),
+        loss_mask=mask,
+        rollout_logprobs=np.where(mask, -1, 0).astype(np.float32),
+        versions=np.where(mask, version, -1).astype(np.int32),
+    )
 
 
 class Ledger:
@@ -109,6 +121,7 @@ def make():
 
     def build(service, ledger, **options) -> Producer:
         defaults = {"batch_trajectories": 4, "max_staleness": 0, "version": 0}
+        defaults["intake"] = Intake(max_trace_tokens=8)
         producer = Producer(service, ledger, Source(), **(defaults | options))
         producer.start()
         made.append(producer)
@@ -199,8 +212,43 @@ def test_a_run_in_which_everything_fails_ends_with_the_reason(make):
     service, ledger = Service(), Ledger()
     service.auto = Status.FAILED
     producer = make(service, ledger)
-    with pytest.raises(RunError, match="scripted"):
+    with pytest.raises(RunError, match="100% of the last 8 attempts.*scripted"):
         producer.take(0)
+
+
+def test_attempts_may_be_lost_up_to_the_share(make):
+    """Of the last eight, six may fail and seven may not."""
+    service, ledger = Service(), Ledger()
+    producer = make(service, ledger)
+    order = [Status.FAILED] * 6 + [Status.COMPLETED] * 2 + [Status.FAILED] * 6 + [Status.COMPLETED]
+    for i, status in enumerate(order):
+        service.finish(request_id(i), status)
+    service.finish(request_id(len(order)), Status.COMPLETED)
+    assert len(producer.take(0)) == 4
+
+
+def test_what_is_refused_is_replaced_and_counted(make):
+    """A trace beyond the cap, a version that nobody published, no action, a reward that is no number."""
+    service, ledger = Service(), Ledger()
+    producer = make(service, ledger, intake=Intake(max_trace_tokens=4), batch_trajectories=2)
+    service.spoil = {
+        request_id(0): lambda t: replace(t, traces=(long_trace(5),)),
+        request_id(1): lambda t: replace(t, traces=(long_trace(4, version=2),)),
+        request_id(2): lambda t: replace(t, traces=(long_trace(4, actions=False),)),
+        request_id(3): lambda t: replace(t, rewards=(Reward(float("nan")),)),
+        request_id(4): lambda t: replace(t, rewards=(Reward(1.0, position=9),)),
+    }
+    service.auto = Status.COMPLETED
+    with pytest.raises(RunError, match="rollout.max_lost_share"):
+        producer.take(0)
+    reasons = [ledger.dropped[request_id(i)] for i in range(4)]
+    for reason, said in zip(
+        reasons, ("5 tokens", "version 2", "no action", "not finite"), strict=True
+    ):
+        assert said in reason
+    producer = make(service, Ledger(), intake=Intake(max_trace_tokens=4), max_lost_share=1.0)
+    assert ids(producer.take(0)) == [request_id(i) for i in (5, 6, 7, 8)]
+    assert producer.ended()["attempts/failed_share"] == 5 / 9
 
 
 def test_resume_gives_recorded_batches_again_and_loses_nothing(make):
@@ -238,7 +286,7 @@ def test_evaluations_never_enter_the_ledger(make):
 
 
 def test_cancelled_attempts_are_replaced_and_no_failure(make):
-    """More of them than failures may come in a row."""
+    """More of them may come than attempts may fail."""
     service, ledger = Service(), Ledger()
     producer = make(service, ledger)
     import threading

@@ -137,6 +137,12 @@ class RolloutConfig:
     infra_retries: int = knob(
         2, help="how often an attempt that our side lost is made again", minimum=0
     )
+    max_lost_share: float = knob(
+        0.75,
+        help="stop when more than this share of the attempts of the last two batches came to nothing",
+        minimum=0.0,
+        maximum=1.0,
+    )
     partial: bool = knob(
         False, help="let requests run on over a weight update (each token keeps its version)"
     )
