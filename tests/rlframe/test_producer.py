@@ -212,7 +212,7 @@ def test_a_run_in_which_everything_fails_ends_with_the_reason(make):
     service, ledger = Service(), Ledger()
     service.auto = Status.FAILED
     producer = make(service, ledger)
-    with pytest.raises(RunError, match="100% of the last 8 attempts.*scripted"):
+    with pytest.raises(RunError, match=r"100% of the last 8 attempts.*scripted"):
         producer.take(0)
 
 
@@ -239,7 +239,7 @@ def test_what_is_refused_is_replaced_and_counted(make):
         request_id(4): lambda t: replace(t, rewards=(Reward(1.0, position=9),)),
     }
     service.auto = Status.COMPLETED
-    with pytest.raises(RunError, match="rollout.max_lost_share"):
+    with pytest.raises(RunError, match=r"rollout\.max_lost_share"):
         producer.take(0)
     reasons = [ledger.dropped[request_id(i)] for i in range(4)]
     for reason, said in zip(
