@@ -246,8 +246,9 @@ class RoleTrainer(Protocol):
         rows and a plan over them. `step` is the loop's step and sets the learning rate, so that
         every mini-batch of a step learns at the same rate.
 
-        The result has `loss`, `grad_norm`, `lr`, `skipped` (1: loss or gradients were not finite and
-        the weights were left as they are) and the loss's own statistics, as means over actions.
+        The result has `loss`, `grad_norm`, `lr`, `skipped` (1: loss or gradients were not finite, or
+        their norm was above `grad_norm_limit`, and the weights were left as they are) and the loss's
+        own statistics, as means over actions.
         """
         ...
 

@@ -6,6 +6,7 @@ trajectories.sqlite  every finished trajectory (rlframe.store)
 checkpoints/         rlframe.checkpoints
 hf/                  the final model as a Hugging Face checkpoint
 logs/                what the processes printed
+bad_steps/           which traces made a step one (rlframe.bad_steps)
 summary.json         the run's result
 reward.png           its curve
 run.lock             which process drives it
@@ -40,6 +41,7 @@ class RunDirectory:
         self.checkpoints = self.path / "checkpoints"
         self.hf = self.path / "hf"
         self.logs = self.path / "logs"
+        self.bad_steps = self.path / "bad_steps"
         self.summary = self.path / "summary.json"
         self.curve = self.path / "reward.png"
         self.lock = self.path / "run.lock"

@@ -16,6 +16,7 @@ START = """start here:
   rlframe train experiment=sft_tiny                  teach a tiny model from demonstrations
   rlframe train experiment=smoke                     then make it better by PPO
   rlframe inspect runs/smoke                         look at what happened
+  rlframe replay runs/smoke 12                       train one step again, to see why it went as it did
   rlframe plan model=glm_5_2                         what a big model would cost
   rlframe convert SRC DST --dtype bfloat16           checkpoints, in and out of FP8
 
@@ -85,6 +86,13 @@ INSPECT = """examples:
   rlframe inspect runs/smoke                         the result, the curve, the latest trajectories
   rlframe inspect runs/smoke --trajectory ID         one conversation, its trained tokens marked
   rlframe inspect runs/smoke --export all.parquet    for pandas or DuckDB
+"""
+REPLAY = """examples:
+  rlframe replay runs/smoke 12                       step 12 again, from the checkpoint before it
+
+The ranks start and no engines: the batches are those that the run recorded, and every step from the latest
+checkpoint before STEP on is trained again, as a resumed run does (on a CPU to the bit). Prints the step's figures
+beside those that the run logged. The run itself is left as it is.
 """
 
 
@@ -175,6 +183,9 @@ def _parsers() -> tuple[_Parser, dict[str, _Parser]]:
     inspect.add_argument("--trajectory", help="show one trajectory, its trained tokens marked")
     inspect.add_argument("--export", help="write all trajectories to this Parquet file")
     inspect.add_argument("--picture", help="write the terminal view to this SVG file")
+    replay = verb("replay", "train one step of a run again, without engines", REPLAY)
+    replay.add_argument("run_dir")
+    replay.add_argument("step", type=int, help="as the run counts them, from 1 on")
     verb("doctor", "what this machine has, what it lacks, and how to mend it")
     return parser, verbs
 

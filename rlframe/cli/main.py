@@ -52,6 +52,10 @@ def _dispatch(given: argparse.Namespace) -> int:
                 export=given.export,
                 picture=given.picture,
             )
+        case "replay":
+            from rlframe.launch.replay import run_replay
+
+            return run_replay(given.run_dir, given.step)
         case "doctor":
             from rlframe.doctor import run_doctor
 

@@ -11,7 +11,7 @@ from typing import Any
 from rlframe.checkpoints import Checkpoints
 from rlframe.cluster import preflight
 from rlframe.cluster.connect import Cluster, connect
-from rlframe.cluster.demand import parts_of
+from rlframe.cluster.demand import ENGINE, parts_of
 from rlframe.cluster.placement import place
 from rlframe.config.saved import save_config
 from rlframe.config.schema import RunConfig
@@ -62,8 +62,11 @@ class Job:
 
 
 @contextmanager
-def settle(config: RunConfig) -> Iterator[Job]:
-    """Everything that can be refused is refused here, cheapest first. UserError says what."""
+def settle(config: RunConfig, *, again: bool = False) -> Iterator[Job]:
+    """Everything that can be refused is refused here, cheapest first. UserError says what.
+
+    `again`: a run that is there already, to be looked at: its ranks, no engines, and no live view.
+    """
     from envs.registry import make_source
     from envs.source_check import check_source
 
@@ -79,11 +82,12 @@ def settle(config: RunConfig) -> Iterator[Job]:
     source = sourcing()
     check_source(source, name=config.env.name, mode=attempts_by(config))
     directory = RunDirectory(config.run_dir)
-    with directory.claim(resume=config.resume):
+    with directory.claim(resume="must" if again else config.resume):
         model = prepare(config.model, directory.path / "model", source=source)
         save_config(config, directory.config)
-        parts = parts_of(config, device=device)
-        view = View(title=config.name, total_steps=config.steps, live=config.logging.live)
+        parts = [p for p in parts_of(config, device=device) if not again or p.name != ENGINE]
+        live = "off" if again else config.logging.live
+        view = View(title=config.name, total_steps=config.steps, live=live)
         with (
             view,
             _said(view, "connecting to Ray"),

@@ -10,7 +10,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from rlframe.cluster.demand import CRITIC, ENGINE, POLICY
+from rlframe.bad_steps import BadSteps
+from rlframe.cluster.demand import CRITIC, ENGINE, POLICY, has_critic
 from rlframe.cluster.preflight import SHARED_MEMORY
 from rlframe.cluster.shared_directory import check_shared
 from rlframe.config.schema import PpoConfig, SubAgentsConfig
@@ -18,6 +19,9 @@ from rlframe.errors import UserError
 from rlframe.interfaces import RoleTrainer
 from rlframe.launch.black_box import black_box_spec
 from rlframe.launch.job import Job
+from rlframe.learner import Learner
+from rlframe.model_costs.row_costs import RowCosts
+from rlframe.model_shapes.family import read_shape
 from rlframe.types import WeightManifest
 from rollout.compaction import INSTRUCTION, CompactionPolicy
 from rollout.engine.client import EXTRAS
@@ -47,6 +51,12 @@ def policy_of(job: Job, objective: PolicyObjective | SftObjective) -> MegatronRo
     )
 
 
+def roles_of(job: Job, algorithm: PpoConfig) -> tuple[MegatronRole, MegatronRole | None]:
+    """The policy, and the critic where the algorithm has one."""
+    policy = policy_of(job, policy_objective(job, algorithm))
+    return policy, critic_of(job, algorithm) if has_critic(algorithm) else None
+
+
 def critic_of(job: Job, algorithm: PpoConfig) -> MegatronRole:
     """Starts from its own checkpoint, or from the policy's."""
     config = job.config
@@ -61,6 +71,27 @@ def critic_of(job: Job, algorithm: PpoConfig) -> MegatronRole:
         total_steps=config.steps,
         device=job.device,
         scheduling=job.options[CRITIC],
+    )
+
+
+def learner_of(
+    job: Job,
+    algorithm: PpoConfig,
+    policy: RoleTrainer,
+    critic: RoleTrainer | None,
+    bad_steps: BadSteps,
+) -> Learner:
+    config = job.config
+    return Learner(
+        algorithm=algorithm,
+        policy=policy,
+        critic=critic,
+        max_tokens_per_micro_batch=config.trainer.max_tokens_per_micro_batch,
+        row_costs=RowCosts.of(
+            read_shape(job.model.hf_config), longest=config.rollout.max_context_tokens
+        ),
+        bad_steps=bad_steps,
+        seed=config.seed,
     )
 
 

@@ -6,16 +6,16 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 
-from rlframe.cluster.demand import has_critic
+from rlframe.bad_steps import BadSteps
+from rlframe.checkpoints import Checkpoint
 from rlframe.config.schema import PpoConfig
 from rlframe.intake import Intake
 from rlframe.interfaces import RoleTrainer
 from rlframe.launch.job import Job
 from rlframe.launch.parts import (
-    critic_of,
-    policy_objective,
-    policy_of,
+    learner_of,
     publisher,
+    roles_of,
     rollouts_of,
     weights_directory,
 )
@@ -23,8 +23,6 @@ from rlframe.launch.report import report
 from rlframe.launch.watch import PpoWatcher
 from rlframe.loop import Loop
 from rlframe.metrics import Metrics
-from rlframe.model_costs.row_costs import RowCosts
-from rlframe.model_shapes.family import read_shape
 from rlframe.producer import Producer
 from rlframe.store import TrajectoryStore
 from rollout.service import RolloutPool
@@ -66,11 +64,7 @@ def start(job: Job) -> Iterator[Running]:
         policy, critic, rollouts = _start_parts(job, algorithm, stack)
         if checkpoint is not None:
             job.view.say(f"going on after step {checkpoint.step}")
-            loading = [policy.load(checkpoint.role("policy"))]
-            if critic is not None:
-                loading.append(critic.load(checkpoint.role("critic")))
-            for pending in loading:
-                pending.result()
+            load(checkpoint, policy, critic)
         publish = publisher(job, policy, directory)
         rollouts.sync(publish(first_step))
         producer = Producer(
@@ -91,22 +85,19 @@ def start(job: Job) -> Iterator[Running]:
         watcher = PpoWatcher(
             job.config, job.source, producer, metrics, job.checkpoints, policy, critic
         )
-        loop = Loop(
-            algorithm=algorithm,
-            policy=policy,
-            critic=critic,
-            service=rollouts,
-            producer=producer,
-            metrics=metrics,
-            watcher=watcher,
-            max_tokens_per_micro_batch=job.config.trainer.max_tokens_per_micro_batch,
-            row_costs=RowCosts.of(
-                read_shape(job.model.hf_config), longest=job.config.rollout.max_context_tokens
-            ),
-            publish=publish,
-            seed=job.config.seed,
-        )
+        bad_steps = BadSteps(algorithm.bad_step, algorithm.max_bad_steps, job.directory.bad_steps)
+        learner = learner_of(job, algorithm, policy, critic, bad_steps)
+        loop = Loop(learner, rollouts, producer, metrics, watcher, publish)
         yield Running(loop, watcher, metrics, policy, first_step)
+
+
+def load(checkpoint: Checkpoint, policy: RoleTrainer, critic: RoleTrainer | None) -> None:
+    """Both roles at the same time."""
+    loading = [policy.load(checkpoint.role("policy"))]
+    if critic is not None:
+        loading.append(critic.load(checkpoint.role("critic")))
+    for pending in loading:
+        pending.result()
 
 
 def _longest_trace(job: Job) -> int:
@@ -120,8 +111,7 @@ def _start_parts(
     job: Job, algorithm: PpoConfig, stack: ExitStack
 ) -> tuple[RoleTrainer, RoleTrainer | None, RolloutPool]:
     """Engines and ranks start at the same time: all of them are mostly imports."""
-    policy = policy_of(job, policy_objective(job, algorithm))
-    critic = critic_of(job, algorithm) if has_critic(algorithm) else None
+    policy, critic = roles_of(job, algorithm)
     rollouts = rollouts_of(job)
     said: Callable[[str], None] = job.view.say
     said("starting engines and " + ("policy" if critic is None else "policy and critic"))

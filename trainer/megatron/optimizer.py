@@ -30,7 +30,7 @@ class StepOutcome:
     grad_norm: float
     """Of the whole model, before clipping."""
     stepped: bool
-    """False: the gradients were not finite, and the weights are what they were."""
+    """False: the gradients were not finite or too large, and the weights are what they were."""
 
 
 def wrap_model(
@@ -108,14 +108,18 @@ def set_learning_rate(
 
 
 @torch.no_grad()
-def guarded_step(optimizer: MegatronOptimizer, *, finite: bool) -> StepOutcome:
-    """One step, unless `finite` is false or a gradient is not finite (then nothing changes).
+def guarded_step(
+    optimizer: MegatronOptimizer, *, finite: bool, norm_limit: float = 0.0
+) -> StepOutcome:
+    """One step, unless `finite` is false, a gradient is not finite or their norm is above `norm_limit`
+    (0: there is none); then nothing changes.
 
     Every rank decides the same: the norm is of the whole model, and `finite` must be agreed on.
     """
     overflow = optimizer.prepare_grads()
     grad_norm = float(optimizer.get_grad_norm())
-    if overflow or not finite or not math.isfinite(grad_norm):
+    too_large = norm_limit > 0.0 and grad_norm > norm_limit
+    if overflow or not finite or not math.isfinite(grad_norm) or too_large:
         return StepOutcome(grad_norm, stepped=False)
     clip = optimizer.config.clip_grad
     if clip > 0.0:

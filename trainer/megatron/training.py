@@ -125,7 +125,11 @@ class Training:
         lr = set_learning_rate(
             self._optimizer, self.spec.config, step=step, total_steps=self.spec.total_steps
         )
-        outcome = guarded_step(self._optimizer, finite=self._agree_finite(statistics))
+        outcome = guarded_step(
+            self._optimizer,
+            finite=self._agree_finite(statistics),
+            norm_limit=self.spec.config.grad_norm_limit,
+        )
         if not statistics:
             return None
         return {

@@ -120,7 +120,18 @@ class PpoConfig:
         0, help="first steps in which only the critic learns", unit="steps", minimum=0
     )
     max_logprob_gap: float = knob(
-        0.1, help="stop when mean |train - rollout logprob| of a step passes this", minimum=0.0
+        0.1,
+        help="a step whose mean |train - rollout logprob| passes this is a bad step",
+        minimum=0.0,
+    )
+    bad_step: str = knob(
+        "stop",
+        help="what a run does about a bad step: a logprob gap, a loss or a gradient that is not finite, a "
+        "gradient norm beyond trainer.*.grad_norm_limit. Its worst traces are named in run_dir/bad_steps",
+        allowed=("stop", "skip"),
+    )
+    max_bad_steps: int = knob(
+        3, help="bad steps in a row that bad_step=skip goes over", unit="steps", minimum=0
     )
 
 

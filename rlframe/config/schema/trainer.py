@@ -122,6 +122,11 @@ class RoleConfig:
         factory=dict,
         help="fields of megatron.core.distributed.DistributedDataParallelConfig, by their own names",
     )
+    grad_norm_limit: float = knob(
+        0.0,
+        help="an update whose gradient norm, before clipping, is above this is left out: a bad step; 0: off",
+        minimum=0.0,
+    )
     path: str = knob("", help="critic only: its own checkpoint; empty: start from the policy's")
 
 

@@ -1,0 +1,203 @@
+"""What a batch teaches: read it with both models, assign credit, update. The loop's middle, and `replay`'s.
+
+    pi_old, V, ref <- one forward each, before any update                 (policy, critic)
+    A, R           <- GAE over actions, through compaction and sub-agents (credit)
+    critic, policy <- clipped updates, token-level                        (trainers)
+
+Without a critic (`algorithm.estimator` other than gae) there is no V, and A compares rollouts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from rlframe import bad_steps, batch, loss_weights, packing, statistics
+from rlframe.bad_steps import BadSteps
+from rlframe.config.schema import PpoConfig
+from rlframe.credit import Credit, CreditRules, assign_credit
+from rlframe.group_credit import assign_group_credit
+from rlframe.interfaces import Pending, RoleTrainer
+from rlframe.metrics import Metrics
+from rlframe.reference_kl import kl_rewards
+from rlframe.types import BatchPlan, Float32Array, Trace, TrainRow, Trajectory
+
+
+@dataclass(frozen=True, slots=True)
+class Read:
+    """What the models say about a batch before it trains: one array [T] a trace."""
+
+    traces: list[Trace]
+    old_logprobs: list[Float32Array]
+    values: list[Float32Array]
+    """0 without a critic."""
+    ref_logprobs: list[Float32Array] | None
+
+
+@dataclass(frozen=True, slots=True)
+class Learner:
+    """The models in training, and how they learn from a batch."""
+
+    algorithm: PpoConfig
+    policy: RoleTrainer
+    critic: RoleTrainer | None
+    max_tokens_per_micro_batch: int
+    row_costs: Callable[[Sequence[int]], Sequence[float]]
+    """The work of rows of so many tokens, by which ranks are balanced."""
+    bad_steps: BadSteps
+    seed: int
+
+    def learn(
+        self, trajectories: Sequence[Trajectory], step: int, metrics: Metrics
+    ) -> dict[str, float]:
+        """One step's updates; returns what was measured. RunError where `bad_steps` says so."""
+        with metrics.span("forward"):
+            read = self._forward(trajectories)
+        with metrics.span("credit"):
+            rows, kept = self._credit(trajectories, read, step)
+        reason = self._disagrees(read, step)
+        with metrics.span("update"):
+            updated = {} if reason else self._update(trajectories, rows, kept, step)
+        reasons = [reason] if reason else bad_steps.update_reasons(updated)
+        if reasons:
+            worst = bad_steps.worst_traces(trajectories, read.old_logprobs)
+            self.bad_steps.bad(step + 1, reasons, worst)
+        else:
+            self.bad_steps.good()
+        measured = statistics.of_step(
+            trajectories, rows, version=step, has_critic=self.critic is not None
+        )
+        return {
+            **measured,
+            "left_out/stale": kept.stale,
+            "left_out/rejected": kept.rejected,
+            "left_out/bad_step": float(bool(reason)),
+            **updated,
+        }
+
+    def _forward(self, trajectories: Sequence[Trajectory]) -> Read:
+        traces = batch.flatten(trajectories)
+        rows = batch.bare_rows(traces)
+        plan = self._plan(self.policy, rows)
+        old_logprobs = self.policy.logprobs(rows, plan)
+        values = self.critic and self.critic.values(rows, self._plan(self.critic, rows))
+        reference = (
+            self.policy.reference_logprobs(rows, plan) if self.algorithm.kl_coef > 0 else None
+        )
+        return Read(
+            traces,
+            old_logprobs.result(),
+            values.result() if values else [np.zeros(len(t), np.float32) for t in traces],
+            reference.result() if reference else None,
+        )
+
+    def _credit(
+        self, trajectories: Sequence[Trajectory], read: Read, step: int
+    ) -> tuple[list[TrainRow], loss_weights.Kept]:
+        assigned = self._assign(trajectories, read)
+        rules = weight_rules(self.algorithm)
+        kept = loss_weights.kept_actions(
+            trajectories, assigned.loss_masks, read.old_logprobs, rules=rules, version=step
+        )
+        rows = batch.with_credit(
+            batch.bare_rows(read.traces),
+            assigned,
+            old_logprobs=read.old_logprobs,
+            old_values=read.values,
+            ref_logprobs=read.ref_logprobs,
+        )
+        return rows, kept
+
+    def _disagrees(self, read: Read, step: int) -> str:
+        """Why this batch must not train; empty where engine and trainer compute the same model."""
+        gap = statistics.logprob_gap(read.traces, read.old_logprobs, version=step)
+        return bad_steps.gap_reason(gap, limit=self.algorithm.max_logprob_gap)
+
+    def _assign(self, trajectories: Sequence[Trajectory], read: Read) -> Credit:
+        algorithm, token_rewards = self.algorithm, None
+        if read.ref_logprobs is not None and algorithm.kl_in == "reward":
+            penalties = kl_rewards(
+                read.old_logprobs,
+                read.ref_logprobs,
+                [trace.loss_mask for trace in read.traces],
+                estimator=algorithm.kl_estimator,
+                coef=algorithm.kl_coef,
+            )
+            token_rewards = batch.unflatten(penalties, trajectories)
+        rules = credit_rules(algorithm)
+        if algorithm.estimator != "gae":
+            return assign_group_credit(trajectories, rules=rules, token_rewards=token_rewards)
+        values = batch.unflatten(read.values, trajectories)
+        return assign_credit(trajectories, values, rules=rules, token_rewards=token_rewards)
+
+    def _update(
+        self,
+        trajectories: Sequence[Trajectory],
+        rows: Sequence[TrainRow],
+        kept: loss_weights.Kept,
+        step: int,
+    ) -> dict[str, float]:
+        """The critic learns beside the policy; in warm-up steps alone."""
+        algorithm = self.algorithm
+        critic, policy = [], []
+        if self.critic is not None:
+            for indices in self._mini_batches(trajectories, step, algorithm.critic_mini_batches):
+                critic.append(self._submit(self.critic, [rows[i] for i in indices], step))
+        if self.critic is None or step >= algorithm.critic_warmup_steps:
+            for indices in self._mini_batches(trajectories, step, algorithm.mini_batches):
+                part = batch.weighted(
+                    trajectories, rows, kept.masks, indices, weight_rules(algorithm)
+                )
+                policy.append(self._submit(self.policy, part, step))
+        return {
+            **statistics.mean_of("critic", [pending.result() for pending in critic]),
+            **statistics.mean_of("policy", [pending.result() for pending in policy]),
+        }
+
+    def _mini_batches(
+        self, trajectories: Sequence[Trajectory], step: int, count: int
+    ) -> Iterator[list[int]]:
+        rng = np.random.default_rng([self.seed, step])
+        for _ in range(self.algorithm.epochs):
+            yield from batch.mini_batches(trajectories, count, rng=rng)
+
+    def _submit(
+        self, role: RoleTrainer, rows: Sequence[TrainRow], step: int
+    ) -> Pending[Mapping[str, float]]:
+        return role.update(rows, self._plan(role, rows), step)
+
+    def _plan(self, role: RoleTrainer, rows: Sequence[TrainRow]) -> BatchPlan:
+        layout = role.layout()
+        return packing.plan(
+            [len(row.token_ids) for row in rows],
+            data_parallel=layout["data"],
+            max_tokens=self.max_tokens_per_micro_batch,
+            costs=self.row_costs([len(row.token_ids) for row in rows]),
+            context=layout.get("context", 1),
+        )
+
+
+def credit_rules(algorithm: PpoConfig) -> CreditRules:
+    return CreditRules(
+        gamma=algorithm.gamma,
+        lambda_policy=algorithm.lambda_policy,
+        lambda_critic=algorithm.lambda_critic,
+        truncation=algorithm.truncation,
+        whiten=algorithm.whiten_advantages,
+        estimator=algorithm.estimator,
+        lambda_length_alpha=algorithm.lambda_length_alpha,
+        compaction=algorithm.compaction,
+        sub_agent=algorithm.sub_agent,
+    )
+
+
+def weight_rules(algorithm: PpoConfig) -> loss_weights.WeightRules:
+    return loss_weights.WeightRules(
+        aggregation=algorithm.aggregation,
+        trains=algorithm.trains,
+        mask_older_than=algorithm.mask_older_than,
+        reject_below=algorithm.reject_below,
+        reject_above=algorithm.reject_above,
+    )
