@@ -5,6 +5,7 @@ real ones are exercised end to end in tests/e2e.
 """
 
 import queue
+import threading
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -26,22 +27,34 @@ class Source:
 
 
 class Service:
-    """Finishes attempts when the test says so."""
+    """Finishes attempts when the test says so, and never before they were asked for."""
 
     def __init__(self) -> None:
         self.submitted: list[str] = []
+        self.early: dict[str, Status] = {}
+        self.order = threading.Lock()
         self.finished: queue.Queue = queue.Queue()
         self.auto: Status | None = None
         self.version = 0
         self.spoil = {}
 
     def submit(self, requests) -> None:
-        self.submitted += [r.id for r in requests]
-        if self.auto:
-            for request in requests:
-                self.finish(request.id, self.auto)
+        asked = [r.id for r in requests]
+        with self.order:
+            self.submitted += asked
+            due = [(i, self.early.pop(i, self.auto)) for i in asked]
+        for known, status in due:
+            if status:
+                self.end(known, status)
 
     def finish(self, trajectory_id: str, status: Status = Status.COMPLETED) -> None:
+        with self.order:
+            if trajectory_id not in self.submitted:
+                self.early[trajectory_id] = status
+                return
+        self.end(trajectory_id, status)
+
+    def end(self, trajectory_id: str, status: Status) -> None:
         trace = Trace(
             token_ids=np.arange(4, dtype=np.int32),
             loss_mask=np.array([False, False, True, True]),
@@ -165,8 +178,6 @@ def test_a_slow_attempt_is_waited_for_rather_than_grown_stale(make):
     service, ledger = Service(), Ledger()
     producer = make(service, ledger, max_staleness=1)
     slow = request_id(0)
-    import threading
-
     result: list = []
     first = threading.Thread(target=lambda: result.append(producer.take(0)))
     first.start()
@@ -187,8 +198,6 @@ def test_a_slow_attempt_is_waited_for_rather_than_grown_stale(make):
 def test_failed_attempts_never_train_and_are_replaced(make):
     service, ledger = Service(), Ledger()
     producer = make(service, ledger)
-    import threading
-
     result: list = []
     taking = threading.Thread(target=lambda: result.append(producer.take(0)))
     taking.start()
@@ -263,7 +272,7 @@ def test_resume_gives_recorded_batches_again_and_loses_nothing(make):
     # killed in step 3: two of its attempts had finished, two had not
     ledger.admit([request_id(i) for i in range(12, 16)])
     for i in (12, 14):
-        service.finish(request_id(i))
+        service.end(request_id(i), Status.COMPLETED)
         ledger.put([service.finished.get()])
 
     again = Service()
@@ -289,8 +298,6 @@ def test_cancelled_attempts_are_replaced_and_no_failure(make):
     """More of them may come than attempts may fail."""
     service, ledger = Service(), Ledger()
     producer = make(service, ledger)
-    import threading
-
     result: list = []
     taking = threading.Thread(target=lambda: result.append(producer.take(0)))
     taking.start()
