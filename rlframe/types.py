@@ -14,6 +14,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from rlframe.task_rules import TaskRules
+
 Int32Array = npt.NDArray[np.int32]
 Float32Array = npt.NDArray[np.float32]
 BoolArray = npt.NDArray[np.bool_]
@@ -66,6 +68,8 @@ class Task:
     data: Mapping[str, Any] = field(default_factory=dict)
     """What the environment needs to run and to score it (JSON-serialisable)."""
     seed: int = 0
+    rules: TaskRules = TaskRules()
+    """What the agent must leave alone, and what it may use: for sandbox, verifier and guard."""
 
 
 @dataclass(frozen=True, slots=True)
