@@ -26,7 +26,7 @@ import torch
 
 from benchmarks.harness import RESULTS, ROOT, write_result
 from benchmarks.sparse_attention_point import SIZES, Point, now
-from trainer.megatron.cpu_memory import KEEP_FREED_MEMORY
+from trainer.ranks.cpu_memory import KEEP_FREED_MEMORY
 
 TOKENS = {
     "cpu": [1024, 2048, 4096, 8192, 16384, 32768, 65536],

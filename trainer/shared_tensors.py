@@ -20,15 +20,14 @@ from torch import Tensor
 
 from rlframe.errors import RunError
 from rlframe.types import TensorSpec, WeightManifest
-from trainer.models.hf_bridge import export_hf
-from trainer.weights import DTYPES
+from trainer.weights import DTYPES, Exported
 
 
 class TensorSharer:
     """Shares one version at a time, and keeps it alive until the next."""
 
-    def __init__(self, model: torch.nn.Module) -> None:
-        self._model = model
+    def __init__(self, exported: Exported) -> None:
+        self._exported = exported
         self._alive: list[tuple[str, Tensor]] = []
         if not torch.cuda.is_available():
             # With the default, SGLang's scheduler dies on an authentication error (0.5.20).
@@ -37,11 +36,10 @@ class TensorSharer:
     def share(self, version: int) -> WeightManifest | None:
         """Collective; the manifest on rank 0, None elsewhere. RunError for values that are not finite."""
         if dist.get_rank() != 0:
-            for _ in export_hf(self._model):
-                pass
+            self._exported.take_part()
             return None
         # Copies: what is served must not change under the next optimizer step.
-        self._alive = [(name, tensor.detach().clone()) for name, tensor in export_hf(self._model)]
+        self._alive = [(name, tensor.detach().clone()) for name, tensor in self._exported.tensors()]
         broken = [name for name, tensor in self._alive if not torch.isfinite(tensor).all()]
         if broken:
             raise RunError(f"version {version} has values that are not finite: '{broken[0]}'")

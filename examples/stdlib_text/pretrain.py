@@ -22,10 +22,10 @@ import torch
 from examples.stdlib_text.corpus import Ids, windows
 from rlframe.config.schema import LayoutConfig, PolicyRoleConfig
 from trainer.megatron.parallel import destroy_parallel, init_parallel
-from trainer.megatron.shard import RowShard
-from trainer.megatron.spec import ModelSource, RankSpec
 from trainer.megatron.training import Training
 from trainer.objective import SftObjective
+from trainer.ranks.shard import RowShard
+from trainer.ranks.spec import ModelSource, RankSpec
 
 
 @contextmanager

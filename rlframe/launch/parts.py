@@ -31,14 +31,14 @@ from rollout.modes.white_box import Limits
 from rollout.service import RolloutPool
 from rollout.sub_agents import SubAgentPolicy
 from rollout.worker import WorkerSpec
-from trainer.megatron.role import MegatronRole
-from trainer.megatron.spec import ModelSource
 from trainer.objective import PolicyObjective, SftObjective, ValueObjective
+from trainer.ranks.role import RankedRole
+from trainer.ranks.spec import ModelSource
 
 
-def policy_of(job: Job, objective: PolicyObjective | SftObjective) -> MegatronRole:
+def policy_of(job: Job, objective: PolicyObjective | SftObjective) -> RankedRole:
     config = job.config
-    return MegatronRole(
+    return RankedRole(
         "policy",
         config=config.trainer.policy,
         trainer=config.trainer,
@@ -51,16 +51,16 @@ def policy_of(job: Job, objective: PolicyObjective | SftObjective) -> MegatronRo
     )
 
 
-def roles_of(job: Job, algorithm: PpoConfig) -> tuple[MegatronRole, MegatronRole | None]:
+def roles_of(job: Job, algorithm: PpoConfig) -> tuple[RankedRole, RankedRole | None]:
     """The policy, and the critic where the algorithm has one."""
     policy = policy_of(job, policy_objective(job, algorithm))
     return policy, critic_of(job, algorithm) if has_critic(algorithm) else None
 
 
-def critic_of(job: Job, algorithm: PpoConfig) -> MegatronRole:
+def critic_of(job: Job, algorithm: PpoConfig) -> RankedRole:
     """Starts from its own checkpoint, or from the policy's."""
     config = job.config
-    return MegatronRole(
+    return RankedRole(
         "critic",
         config=config.trainer.critic,
         trainer=config.trainer,

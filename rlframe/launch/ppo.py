@@ -26,7 +26,7 @@ from rlframe.metrics import Metrics
 from rlframe.producer import Producer
 from rlframe.store import TrajectoryStore
 from rollout.service import RolloutPool
-from trainer.megatron.role import MegatronRole
+from trainer.ranks.role import RankedRole
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,8 +115,8 @@ def _start_parts(
     rollouts = rollouts_of(job)
     said: Callable[[str], None] = job.view.say
     said("starting engines and " + ("policy" if critic is None else "policy and critic"))
-    roles: list[MegatronRole] = [policy] if critic is None else [policy, critic]
-    parts: list[MegatronRole | RolloutPool] = [*roles, rollouts]
+    roles: list[RankedRole] = [policy] if critic is None else [policy, critic]
+    parts: list[RankedRole | RolloutPool] = [*roles, rollouts]
     for part in reversed(parts):
         stack.callback(part.close)
         part.begin_start()

@@ -242,7 +242,7 @@ def export(rank, world_size, init_method, path: str, out: str) -> None:
     from rlframe.config.schema import LayoutConfig, MtpConfig
     from tests.trainer.training_ranks import join_ranks
     from trainer.models.build import build_chunks
-    from trainer.weights import write_checkpoint
+    from trainer.models.exported import write_checkpoint
 
     layout = LayoutConfig(tensor=world_size, sequence_parallel=world_size > 1, expert=world_size)
     join_ranks(rank, world_size, init_method, layout)

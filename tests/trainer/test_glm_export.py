@@ -25,7 +25,8 @@ def publish(
 ) -> dict[str, Any]:
     """Publishes version 3 and writes a checkpoint; the manifest's dtypes on rank 0."""
     from trainer.models.build import build_chunks
-    from trainer.weights import WeightPublisher, write_checkpoint
+    from trainer.models.exported import exported, write_checkpoint
+    from trainer.weights import WeightPublisher
 
     join_ranks(rank, world_size, init_method, layout)
     model = build_chunks(
@@ -40,7 +41,7 @@ def publish(
     )
     if not load:
         randomise_biases(model)
-    manifest = WeightPublisher(model).publish(3, f"{directory}/published")
+    manifest = WeightPublisher(exported(model)).publish(3, f"{directory}/published")
     write_checkpoint(model, TINY_GLM, f"{directory}/checkpoint")
     return {n: t.dtype for n, t in manifest.tensors.items()} if manifest is not None else {}
 

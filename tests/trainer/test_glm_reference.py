@@ -33,8 +33,8 @@ def compute(
 ) -> dict[str, Any]:
     """Logits, ids and gradients in every form that this config allows; the checkpoint at `directory`."""
     from trainer.models.build import build_model
+    from trainer.models.exported import write_checkpoint
     from trainer.models.packed import PackedBatch, forward
-    from trainer.weights import write_checkpoint
 
     join_ranks(rank, world_size, init_method, LayoutConfig())
     arguments: dict[str, Any] = {

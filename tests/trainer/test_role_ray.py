@@ -22,8 +22,8 @@ from rlframe.weights import verify
 from tests.trainer.tiny import TINY
 from tests.trainer.tiny_glm import TINY_GLM
 from tests.trainer.train_rows import plan_of, rank_spec, train_rows
-from trainer.megatron.cpu_memory import KEEP_FREED_MEMORY
-from trainer.megatron.role import MegatronRole
+from trainer.ranks.cpu_memory import KEEP_FREED_MEMORY
+from trainer.ranks.role import RankedRole
 
 WHOLE = plan_of(((0, 1, 2, 3, 4),))
 HALVES = plan_of(((4, 2), (0,)), ((1, 3), ()))
@@ -57,9 +57,9 @@ def role(
     path: str = "",
     silent_rank_s: float = 60.0,
     hf_config: dict[str, Any] = TINY,
-) -> MegatronRole:
+) -> RankedRole:
     spec = rank_spec(kind, layout=layout, hf_config=hf_config)
-    return MegatronRole(
+    return RankedRole(
         spec.role,
         config=RoleConfig(layout=layout, lr=1e-2, optimizer={"adam_eps": 1e-3}),
         trainer=TrainerConfig(
@@ -73,7 +73,7 @@ def role(
     )
 
 
-def started(*roles: MegatronRole) -> list[str]:
+def started(*roles: RankedRole) -> list[str]:
     told: list[str] = []
     for each in roles:
         each.begin_start()
@@ -253,7 +253,7 @@ def test_the_driver_loads_no_heavy_library() -> None:
         [
             sys.executable,
             "-c",
-            "import sys, trainer.megatron.role;"
+            "import sys, trainer.ranks.role;"
             "print([m for m in ('torch', 'megatron', 'transformers') if m in sys.modules])",
         ],
         capture_output=True,

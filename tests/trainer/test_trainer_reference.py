@@ -51,7 +51,7 @@ def reload_with_transformers(model: Any, directory: str, kind: str, **changes: A
     """The same weights in transformers, by way of an exported checkpoint."""
     import transformers
 
-    from trainer.weights import write_checkpoint
+    from trainer.models.exported import write_checkpoint
 
     write_checkpoint(model, TINY | changes, directory)
     loader = getattr(transformers, f"AutoModelFor{kind}")

@@ -135,7 +135,7 @@ def test_the_export_of_a_checkpoint_is_the_checkpoint(tmp_path: Path) -> None:
 
 def write_again(rank: int, world_size: int, init_method: str, *, path: str, target: str) -> None:
     from trainer.models.build import build_model
-    from trainer.weights import write_checkpoint
+    from trainer.models.exported import write_checkpoint
 
     config = TINY | {"tie_word_embeddings": False}
     init_parallel(

@@ -15,7 +15,7 @@ from tests.trainer.spawn import run_ranks
 from tests.trainer.tiny import TINY
 from tests.trainer.tiny_glm import TINY_GLM
 from tests.trainer.train_rows import plan_of, rank_spec, train_rows
-from trainer.megatron.spec import ModelSource
+from trainer.ranks.spec import ModelSource
 
 WHOLE = plan_of(((0, 1, 2, 3, 4),))
 SPLIT = plan_of(((4, 0), (2,), (3, 1), ()))

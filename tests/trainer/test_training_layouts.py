@@ -108,7 +108,7 @@ def check_layout(
     ddp: Any,
     hf_config: dict[str, Any] = TINY,
 ) -> None:
-    from trainer.megatron.shard import join
+    from trainer.ranks.shard import join
 
     ranks = run_ranks(
         learn, layout.world_size, layout=layout, plan=plan, ddp=ddp, hf_config=hf_config

@@ -13,7 +13,7 @@ from rlframe.types import BatchPlan
 from tests.trainer.spawn import run_ranks
 from tests.trainer.tiny_glm import TINY_GLM
 from tests.trainer.train_rows import plan_of, rank_spec, train_rows
-from trainer.megatron.spec import ModelSource
+from trainer.ranks.spec import ModelSource
 
 SHARED = TINY_GLM | {
     "num_hidden_layers": 4,

@@ -18,10 +18,10 @@ from rlframe.errors import UserError
 from rlframe.types import BatchPlan
 from tests.trainer.spawn import run_ranks
 from tests.trainer.train_rows import plan_of, rank_spec, train_rows
-from trainer.megatron.learning_rate import learning_rate
-from trainer.megatron.network import interface_of
 from trainer.megatron.options import from_options
-from trainer.megatron.shard import cut, join
+from trainer.ranks.learning_rate import learning_rate
+from trainer.ranks.network import interface_of
+from trainer.ranks.shard import cut, join
 
 
 @st.composite

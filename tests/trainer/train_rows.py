@@ -10,8 +10,8 @@ import numpy as np
 from rlframe.config.schema import CriticRoleConfig, LayoutConfig, PolicyRoleConfig
 from rlframe.types import BatchPlan, TrainRow
 from tests.trainer.tiny import LENGTHS, TINY
-from trainer.megatron.spec import ModelSource, RankSpec, Role
 from trainer.objective import Objective, PolicyObjective, SftObjective, ValueObjective
+from trainer.ranks.spec import ModelSource, RankSpec, Role
 
 OBJECTIVES: dict[str, Objective] = {
     "policy": PolicyObjective(

@@ -11,10 +11,10 @@ import torch
 from rlframe.config.schema import LayoutConfig
 from rlframe.types import BatchPlan, TrainRow
 from trainer.megatron.parallel import init_parallel
-from trainer.megatron.shard import RowShard, cut
 from trainer.megatron.training import Training
 from trainer.models.hf_bridge import export_hf
 from trainer.objective import COLUMNS
+from trainer.ranks.shard import RowShard, cut
 
 
 def join_ranks(rank: int, world_size: int, init_method: str, layout: LayoutConfig) -> None:
@@ -39,7 +39,7 @@ def own_shard(
 def update(
     training: Training, rows: Sequence[TrainRow], plan: BatchPlan, *, step: int
 ) -> dict[str, float] | None:
-    """As `MegatronRole.update` calls it."""
+    """As `RankedRole.update` calls it."""
     columns = COLUMNS[type(training.spec.objective)]
     actions = sum(int(row.loss_mask.sum()) for row in rows)
     return training.update(own_shard(training, rows, plan, columns), step=step, actions=actions)

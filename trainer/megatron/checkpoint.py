@@ -8,11 +8,10 @@ saved by their place in the whole model, so that any layout can load what any ot
 
 from __future__ import annotations
 
-import json
 import random
 import shutil
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -30,29 +29,17 @@ from megatron.core.tensor_parallel.random import get_cuda_rng_tracker
 from torch.distributed.checkpoint.api import CheckpointException
 
 from rlframe.durable_files import replace_directory
-from rlframe.errors import RunError, UserError
+from rlframe.errors import RunError
 from trainer.megatron import optimizer_state
 from trainer.megatron.checkpoint_writer import DirectWriter
 from trainer.models.language_model import LanguageModel, model_chunks
+from trainer.ranks.role_file import RoleFile, read_role_file, unreadable, write_role_file
 
-ROLE_FILE = "role.json"
 METADATA = {
     "distrib_optim_sharding_type": "fully_reshardable",
     "chained_optim_avoid_prefix": True,
 }
 """How optimizer state is laid out: by parameter, so that every layout can read it."""
-
-
-@dataclass(frozen=True, slots=True)
-class RoleFile:
-    """What `role.json` says."""
-
-    role: str
-    step: int
-    layout: Mapping[str, int]
-    model: Mapping[str, Any]
-    """The Hugging Face config of the model."""
-    format: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +68,7 @@ def save(trained: Trained, directory: str, about: RoleFile) -> None:
     except CheckpointException as error:
         raise RunError(f"the checkpoint '{directory}' can't be written: {_root(error)}") from error
     if dist.get_rank() == 0:
-        (staging / ROLE_FILE).write_text(json.dumps(asdict(about), indent=2, default=str))
+        write_role_file(staging, about)
         replace_directory(staging, target)
     dist.barrier()
 
@@ -92,37 +79,19 @@ def load(trained: Trained, directory: str, expected: RoleFile) -> int:
     Returns the step that was saved. Raises UserError if there is no checkpoint, or if it is of another
     role or of another model than `expected`.
     """
-    about = read_role_file(directory)
-    if about.role != expected.role:
-        raise UserError(
-            f"'{directory}' is a checkpoint of the {about.role}, not of the {expected.role}: "
-            f"point to its neighbour '{expected.role}'."
-        )
+    about = read_role_file(directory, expected)
     same_layout = dict(about.layout) == dict(expected.layout)
     state = _sharded_state(trained, is_loading=True, with_random_state=same_layout)
     try:
         loaded = dist_checkpointing.load(state, directory)
     except (CheckpointException, CheckpointingException, KeyError, ValueError) as error:
-        raise UserError(_unreadable(directory, about, expected, error)) from error
+        raise unreadable(directory, about, expected, _root(error)) from error
     for name, chunk in _named_chunks(trained.model):
         chunk.load_state_dict(loaded[name])
     optimizer_state.load(trained.optimizer, loaded["optimizer"])
     if same_layout:
         _set_random_state(loaded["random"])
     return about.step
-
-
-def read_role_file(directory: str) -> RoleFile:
-    """Raises UserError if `directory` holds no complete checkpoint of one role."""
-    path = Path(directory) / ROLE_FILE
-    try:
-        return RoleFile(**json.loads(path.read_text()))
-    except FileNotFoundError as error:
-        raise UserError(
-            f"'{directory}' is no checkpoint of ours: it has no {ROLE_FILE}."
-        ) from error
-    except (json.JSONDecodeError, TypeError) as error:
-        raise UserError(f"'{path}' is broken: {error}. Use an older checkpoint.") from error
 
 
 def _sharded_state(
@@ -168,23 +137,6 @@ def _writer() -> Any:
     group = parallel_state.get_data_parallel_group(with_context_parallel=True)
     direct = DirectWriter()
     return FullyParallelSaveStrategyWrapper(direct, group) if group.size() > 1 else direct
-
-
-def _unreadable(directory: str, about: RoleFile, expected: RoleFile, error: BaseException) -> str:
-    differing = [
-        f"{key} {about.model.get(key)!r}, not {expected.model.get(key)!r}"
-        for key in sorted(about.model.keys() | expected.model.keys())
-        if about.model.get(key) != expected.model.get(key)
-    ]
-    if differing:
-        return (
-            f"the checkpoint '{directory}' does not fit the configured model: "
-            f"it has {'; '.join(differing)}."
-        )
-    return (
-        f"the checkpoint '{directory}' can't be read: {_root(error)}. Use an older checkpoint, or "
-        "start anew with resume=never."
-    )
 
 
 def _root(error: BaseException) -> str:

@@ -13,9 +13,9 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from trainer.megatron.shard import RowShard
 from trainer.models.context import ALONE, ContextRank
 from trainer.models.packed import PackedBatch, packed_length
+from trainer.ranks.shard import RowShard, asked_tokens
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -28,16 +28,6 @@ class MicroBatch:
     mask: Tensor  # [P] bool; false only for the one dummy position of a micro-batch with A = 0
     fields: dict[str, Tensor]  # each [P]
     traces: Tensor  # [P] int64, which of the micro-batch's rows each asked-for token is of
-
-
-def asked_tokens(shard: RowShard) -> npt.NDArray[np.intp]:
-    """Indices of a micro-batch's tokens under `loss_mask`; all but each row's first without one."""
-    if "loss_mask" in shard.columns:
-        return np.flatnonzero(shard.columns["loss_mask"])
-    wanted = np.ones(int(shard.lengths.sum()), dtype=bool)
-    starts = np.cumsum(shard.lengths) - shard.lengths
-    wanted[starts[shard.lengths > 0]] = False
-    return np.flatnonzero(wanted)
 
 
 def micro_batches(

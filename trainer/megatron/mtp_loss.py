@@ -13,6 +13,7 @@ from rlframe.config.schema import MtpConfig
 from trainer.losses.draft_scores import complete_positions, draft_scores
 from trainer.losses.mtp import cross_entropy, mtp_loss
 from trainer.megatron.micro_batch import MicroBatch
+from trainer.megatron.passes import LossFunction
 from trainer.models.language_model import LanguageModel
 
 
@@ -62,3 +63,17 @@ class MtpLosses:
         if options.ce_weight:
             loss = loss + options.ce_weight * cross_entropy(scores).sum() / count
         return options.weight * loss, {f"mtp_{name}": s for name, s in statistics.items()}
+
+    def beside(self, objective: LossFunction, batches: Sequence[MicroBatch]) -> LossFunction:
+        """The objective's loss with this one added; `loss` among the statistics is the objective's alone.
+
+        Collective: `batches` are this rank's micro-batches, whose positions are counted over all ranks.
+        """
+        count = self.count(batches)
+
+        def both(output: Tensor, batch: MicroBatch) -> tuple[Tensor, dict[str, Tensor]]:
+            loss, statistics = objective(output, batch)
+            added, drafting = self.loss(batch, count=count)
+            return loss + added, {**statistics, "loss": loss.detach(), **drafting}
+
+        return both

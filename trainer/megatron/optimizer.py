@@ -18,9 +18,9 @@ from megatron.core.optimizer import optimizer as megatron_optimizer
 from rlframe.config.schema import RoleConfig
 from trainer.defaults import ddp_defaults
 from trainer.megatron import optimizer_state
-from trainer.megatron.learning_rate import learning_rate
 from trainer.megatron.options import from_options
 from trainer.models.language_model import model_chunks
+from trainer.ranks.learning_rate import learning_rate
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,21 +19,25 @@ from megatron.core import parallel_state
 from torch import Tensor
 
 from rlframe.types import Float32Array, WeightManifest
+from trainer.frozen_copy import FrozenCopy
+from trainer.loss_functions import Losses
 from trainer.megatron import checkpoint
-from trainer.megatron.frozen_copy import FrozenCopy
 from trainer.megatron.indexer_learning import IndexerLearning
-from trainer.megatron.loss_functions import Losses
 from trainer.megatron.micro_batch import MicroBatch, micro_batches
+from trainer.megatron.mtp_loss import MtpLosses
 from trainer.megatron.optimizer import guarded_step, make_optimizer, set_learning_rate, wrap_model
-from trainer.megatron.passes import forward_backward, forward_only
-from trainer.megatron.shard import RowShard
-from trainer.megatron.spec import RankInfo, RankSpec
+from trainer.megatron.parallel import destroy_parallel, init_parallel
+from trainer.megatron.passes import LossFunction, forward_backward, forward_only
 from trainer.models.build import build_chunks
 from trainer.models.context import ContextRank
+from trainer.models.exported import exported, write_checkpoint
 from trainer.models.language_model import model_chunks
 from trainer.models.transformer import DTYPES
+from trainer.ranks.role_file import RoleFile
+from trainer.ranks.shard import RowShard
+from trainer.ranks.spec import RankInfo, RankSpec
 from trainer.shared_tensors import TensorSharer
-from trainer.weights import WeightPublisher, write_checkpoint
+from trainer.weights import WeightPublisher
 
 ATTENTION = ".self_attention."
 MTP = "mtp_"
@@ -65,8 +69,16 @@ class Training:
         self._reference = (
             FrozenCopy(self.model) if spec.keeps_reference and spec.role == "policy" else None
         )
-        self._losses = Losses(self.model, spec.objective, spec.mtp)
-        self._publisher = WeightPublisher(self.model)
+        chunk = model_chunks(self.model)[-1]
+        self._losses = Losses(
+            spec.objective,
+            first_column=chunk.vocab_range[0],
+            group=parallel_state.get_tensor_model_parallel_group(),
+        )
+        self._mtp: MtpLosses | None = None
+        if spec.mtp.mode != "off":
+            self._mtp = MtpLosses(chunk, spec.mtp, temperature=self._losses.temperature)
+        self._publisher = WeightPublisher(exported(self.model))
         self._sharer: TensorSharer | None = None
         self._wrapped = wrap_model(self.model, spec.config, role=spec.role)
         self._optimizer = make_optimizer(
@@ -119,7 +131,9 @@ class Training:
         self._indexers.weigh(batches)
         for part in model_chunks(self.model):
             part.synchronise_mtp()
-        loss_function = self._losses.bind(actions, batches)
+        loss_function: LossFunction = self._losses.bind(actions)
+        if self._mtp is not None:
+            loss_function = self._mtp.beside(loss_function, batches)
         statistics = self._sum(forward_backward(self._wrapped, batches, loss_function), actions)
         learned = self._indexers.statistics(batches)
         lr = set_learning_rate(
@@ -151,11 +165,15 @@ class Training:
 
     def share(self, version: int) -> WeightManifest | None:
         if self._sharer is None:
-            self._sharer = TensorSharer(self.model)
+            self._sharer = TensorSharer(exported(self.model))
         return self._sharer.share(version)
 
     def export_hf(self, directory: str) -> None:
         write_checkpoint(self.model, self.spec.model.hf_config, directory)
+
+    def close(self) -> None:
+        """Leaves the process groups, so that no peer sees a broken connection."""
+        destroy_parallel()
 
     def _micro_batches(self, shard: RowShard) -> tuple[MicroBatch, ...]:
         layout = self.spec.config.layout
@@ -216,9 +234,23 @@ class Training:
     def _trained(self) -> checkpoint.Trained:
         return checkpoint.Trained(self.model, self._optimizer)
 
-    def _role_file(self, step: int) -> checkpoint.RoleFile:
+    def _role_file(self, step: int) -> RoleFile:
         spec = self.spec
-        return checkpoint.RoleFile(spec.role, step, spec.layout, dict(spec.model.hf_config))
+        return RoleFile(spec.role, step, spec.layout, dict(spec.model.hf_config))
+
+
+def start(spec: RankSpec, init_method: str, device: torch.device) -> Training:
+    """Joins the other ranks and builds the model. Collective."""
+    init_parallel(
+        layout=spec.config.layout,
+        rank=spec.rank,
+        world_size=spec.world_size,
+        init_method=init_method,
+        device=device,
+        timeout_s=spec.collective_timeout_s,
+        seed=spec.model.seed,
+    )
+    return Training(spec, device)
 
 
 def freeze_attention(model: torch.nn.Module) -> None:

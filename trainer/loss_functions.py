@@ -1,23 +1,40 @@
-"""The losses of `trainer.losses`, bound to one rank's model and its micro-batches."""
+"""The losses of `trainer.losses`, bound to a role's objective: from a model's outputs to a loss and statistics."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable
+from typing import Protocol, TypeAlias
 
-import torch
-from megatron.core import parallel_state
+import torch.distributed as dist
 from torch import Tensor
 
-from rlframe.config.schema import MtpConfig
 from trainer.losses.logprobs import token_logprobs
 from trainer.losses.policy import PolicyInputs, policy_loss
 from trainer.losses.sft import sft_loss
 from trainer.losses.value import value_loss
-from trainer.megatron.micro_batch import MicroBatch
-from trainer.megatron.mtp_loss import MtpLosses
-from trainer.megatron.passes import LossFunction
-from trainer.models.language_model import model_chunks
 from trainer.objective import Objective, PolicyObjective, SftObjective, ValueObjective
+
+
+class Asked(Protocol):
+    """What is known of the P asked-for tokens of a micro-batch."""
+
+    @property
+    def targets(self) -> Tensor: ...  # [P] int64, their ids
+
+    @property
+    def mask(
+        self,
+    ) -> Tensor: ...  # [P] bool; false where a position only fills an empty micro-batch
+
+    @property
+    def fields(self) -> dict[str, Tensor]: ...  # each [P], by `TrainRow`'s names
+
+    @property
+    def traces(self) -> Tensor: ...  # [P] int64, which of the micro-batch's rows each is of
+
+
+LossFunction: TypeAlias = Callable[[Tensor, Asked], tuple[Tensor, dict[str, Tensor]]]
+"""(logits [P, V] or values [P], what was asked) -> summed loss [], and sums of statistics []."""
 
 
 class Losses:
@@ -27,41 +44,27 @@ class Losses:
     """
 
     def __init__(
-        self, model: torch.nn.Module, objective: Objective, mtp: MtpConfig | None = None
+        self,
+        objective: Objective,
+        *,
+        first_column: int = 0,
+        group: dist.ProcessGroup | None = None,
     ) -> None:
+        """`group`: the tensor-parallel ranks that hold the logits' columns; `first_column`: this one's first."""
         self._objective = objective
-        self._first_column = model_chunks(model)[0].vocab_range[0]
-        self._temperature = objective.temperature if isinstance(objective, PolicyObjective) else 1.0
-        self._mtp: MtpLosses | None = None
-        if mtp is not None and mtp.mode != "off":
-            self._mtp = MtpLosses(model_chunks(model)[-1], mtp, temperature=self._temperature)
+        self._first_column, self._group = first_column, group
+        self.temperature = objective.temperature if isinstance(objective, PolicyObjective) else 1.0
 
-    def read_logprobs(self, logits: Tensor, batch: MicroBatch) -> Tensor:
+    def read_logprobs(self, logits: Tensor, batch: Asked) -> Tensor:
         return self._logprobs(logits, batch, with_entropy=False)[0]
 
-    def read_values(self, values: Tensor, batch: MicroBatch) -> Tensor:
+    def read_values(self, values: Tensor, batch: Asked) -> Tensor:
         return values
 
-    def bind(self, actions: int, batches: Sequence[MicroBatch]) -> LossFunction:
-        """The loss of this model's objective, divided by the actions of the whole mini-batch.
+    def bind(self, actions: int) -> LossFunction:
+        """The loss of the objective, divided by the actions of the whole mini-batch."""
 
-        Where MTP trains, its loss is added; `loss` among the statistics is the objective's alone. Collective
-        then: `batches` are this rank's micro-batches, whose positions are counted over all ranks.
-        """
-        objective_loss = self._bind_objective(actions)
-        if self._mtp is None:
-            return objective_loss
-        mtp, count = self._mtp, self._mtp.count(batches)
-
-        def with_mtp(output: Tensor, batch: MicroBatch) -> tuple[Tensor, dict[str, Tensor]]:
-            loss, statistics = objective_loss(output, batch)
-            added, drafting = mtp.loss(batch, count=count)
-            return loss + added, {**statistics, "loss": loss.detach(), **drafting}
-
-        return with_mtp
-
-    def _bind_objective(self, actions: int) -> LossFunction:
-        def loss_function(output: Tensor, batch: MicroBatch) -> tuple[Tensor, dict[str, Tensor]]:
+        def loss_function(output: Tensor, batch: Asked) -> tuple[Tensor, dict[str, Tensor]]:
             match self._objective:
                 case PolicyObjective() as objective:
                     return self._policy(objective, output, batch, actions)
@@ -82,7 +85,7 @@ class Losses:
         return loss_function
 
     def _policy(
-        self, objective: PolicyObjective, logits: Tensor, batch: MicroBatch, actions: int
+        self, objective: PolicyObjective, logits: Tensor, batch: Asked, actions: int
     ) -> tuple[Tensor, dict[str, Tensor]]:
         logprobs, entropy = self._logprobs(logits, batch, with_entropy=True)
         fields = batch.fields
@@ -100,13 +103,13 @@ class Losses:
         return policy_loss(inputs, objective, denominator=actions)
 
     def _logprobs(
-        self, logits: Tensor, batch: MicroBatch, *, with_entropy: bool
+        self, logits: Tensor, batch: Asked, *, with_entropy: bool
     ) -> tuple[Tensor, Tensor | None]:
         return token_logprobs(
             logits,
             batch.targets,
-            temperature=self._temperature,
+            temperature=self.temperature,
             first_column=self._first_column,
-            group=parallel_state.get_tensor_model_parallel_group(),
+            group=self._group,
             with_entropy=with_entropy,
         )

@@ -17,10 +17,10 @@ import ray
 from ray.exceptions import RayActorError, RayError, RayTaskError
 
 from rlframe.errors import RunError, UserError
-from trainer.megatron.cpu_memory import KEEP_FREED_MEMORY
-from trainer.megatron.heartbeat import Heartbeat
-from trainer.megatron.rank import WATCH, MegatronRank
-from trainer.megatron.spec import RankInfo, RankSpec
+from trainer.ranks.cpu_memory import KEEP_FREED_MEMORY
+from trainer.ranks.heartbeat import Heartbeat
+from trainer.ranks.rank import WATCH, RoleRank
+from trainer.ranks.spec import RankInfo, RankSpec
 
 T = TypeVar("T")
 
@@ -60,7 +60,7 @@ class RankGroup:
         silent_rank_s: float,
     ) -> None:
         self.role = specs[0].role
-        actor = ray.remote(concurrency_groups={WATCH: 2})(MegatronRank)
+        actor = ray.remote(concurrency_groups={WATCH: 2})(RoleRank)
         self._ranks = [
             actor.options(**_environment(spec), **options).remote(spec)
             for spec, options in zip(specs, scheduling, strict=True)

@@ -99,3 +99,13 @@ def join(
         pieces = np.split(output, ends[:-1]) if order else []
         joined.update(zip(order, pieces, strict=True))
     return [joined[r] for r in range(len(rows))]
+
+
+def asked_tokens(shard: RowShard) -> npt.NDArray[np.intp]:
+    """Indices of a micro-batch's tokens under `loss_mask`; all but each row's first without one."""
+    if "loss_mask" in shard.columns:
+        return np.flatnonzero(shard.columns["loss_mask"])
+    wanted = np.ones(int(shard.lengths.sum()), dtype=bool)
+    starts = np.cumsum(shard.lengths) - shard.lengths
+    wanted[starts[shard.lengths > 0]] = False
+    return np.flatnonzero(wanted)

@@ -1,4 +1,4 @@
-"""The Ray actor of one rank. Thin: `Training` does the work, this is where Ray meets it.
+"""The Ray actor of one rank. Thin: a backend's `RankTraining` does the work, this is where Ray meets it.
 
 The driver imports this module to create the actors, and must not load torch: the heavy modules are
 imported in the actor's process, when it starts.
@@ -11,20 +11,19 @@ from __future__ import annotations
 
 import os
 import threading
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from typing import Any
 
 from rlframe.types import Float32Array, WeightManifest
-from trainer.megatron.shard import RowShard
-from trainer.megatron.spec import RankInfo, RankSpec
-
-if TYPE_CHECKING:
-    from trainer.megatron.training import Training
+from trainer.ranks.shard import RowShard
+from trainer.ranks.spec import Backend, RankInfo, RankSpec
+from trainer.ranks.training import RankTraining
 
 WATCH = "watch"
 """The concurrency group of calls that never wait for the rank's work."""
 
 
-class MegatronRank:
+class RoleRank:
     """One rank of one role. `rendezvous` (rank 0 only), then `start`, then anything else.
 
     A rank does not outlive its role: Ray kills it when the driver ends, however that ends, even while
@@ -34,7 +33,7 @@ class MegatronRank:
     def __init__(self, spec: RankSpec) -> None:
         self._spec = spec
         self._store: Any = None
-        self._running: Training | None = None
+        self._running: RankTraining | None = None
 
     def rendezvous(self) -> str:
         """Opens the store where the ranks meet, on a free port of this host; returns its address."""
@@ -61,24 +60,13 @@ class MegatronRank:
         import ray.util
         import torch
 
-        from trainer.megatron.network import use_interface_of
-        from trainer.megatron.parallel import init_parallel
-        from trainer.megatron.training import Training
+        from trainer.ranks.network import use_interface_of
 
         spec = self._spec
         use_interface_of(ray.util.get_node_ip_address())
         torch.set_num_threads(spec.num_threads)
         device = torch.device("cuda", 0) if spec.device == "cuda" else torch.device("cpu")
-        init_parallel(
-            layout=spec.config.layout,
-            rank=spec.rank,
-            world_size=spec.world_size,
-            init_method=init_method,
-            device=device,
-            timeout_s=spec.collective_timeout_s,
-            seed=spec.model.seed,
-        )
-        self._running = Training(spec, device)
+        self._running = _starter(spec.backend)(spec, init_method, device)
         return self._running.info()
 
     def logprobs(self, shard: RowShard) -> Float32Array | None:
@@ -110,10 +98,9 @@ class MegatronRank:
 
     def shutdown(self) -> None:
         """Leaves the process groups, so that no peer sees a broken connection."""
-        from trainer.megatron.parallel import destroy_parallel
-
-        self._running = None
-        destroy_parallel()
+        running, self._running = self._running, None
+        if running is not None:
+            running.close()
 
     def watch(self) -> None:
         """Never returns: the driver learns of this process's death by the failure of this call."""
@@ -124,6 +111,13 @@ class MegatronRank:
         return os.getpid()
 
     @property
-    def _training(self) -> Training:
+    def _training(self) -> RankTraining:
         assert self._running is not None, "start first"
         return self._running
+
+
+def _starter(backend: Backend) -> Callable[[RankSpec, str, Any], RankTraining]:
+    """What makes a rank of this backend; its libraries are loaded here."""
+    from trainer.megatron.training import start
+
+    return start

@@ -16,6 +16,7 @@ from rlframe.config.schema import (
 from trainer.objective import Objective
 
 Role = Literal["policy", "critic"]
+Backend = Literal["megatron", "deepspeed"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +45,8 @@ class RankSpec:
     """`cpu` or `cuda`."""
     num_threads: int
     collective_timeout_s: float
+    backend: Backend = "megatron"
+    """What trains the rank."""
     keeps_reference: bool = False
     """The policy keeps a copy of the weights that it begins with."""
 

@@ -1,4 +1,5 @@
-"""One model in training, as the loop sees it: `rlframe.interfaces.RoleTrainer` over Megatron ranks.
+"""One model in training, as the loop sees it: `rlframe.interfaces.RoleTrainer` over ranks, of
+either backend.
 
 Runs in the driver's process, which loads no torch. Rows are cut by data-parallel rank; each rank gets
 the rows of its own data-parallel rank only, once, through Ray's object store. Every method returns at
@@ -9,19 +10,19 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import ray
 
 from rlframe.config.schema import RoleConfig, TrainerConfig
 from rlframe.types import BatchPlan, Float32Array, TrainRow, WeightManifest
-from trainer.megatron.group import RankCall, RankGroup
-from trainer.megatron.shard import cut, join
-from trainer.megatron.spec import ModelSource, RankInfo, RankSpec, Role
 from trainer.objective import COLUMNS, OPTIONAL_COLUMNS, Objective
+from trainer.ranks.group import RankCall, RankGroup
+from trainer.ranks.shard import cut, join
+from trainer.ranks.spec import Backend, ModelSource, RankInfo, RankSpec, Role
 
 
-class MegatronRole:
+class RankedRole:
     """The policy or the critic on `config.layout.world_size` Ray actors."""
 
     def __init__(
@@ -57,6 +58,7 @@ class MegatronRole:
                 device=device,
                 num_threads=trainer.num_threads,
                 collective_timeout_s=trainer.collective_timeout_s,
+                backend=cast(Backend, trainer.backend),
                 keeps_reference=keeps_reference,
             )
             for rank in range(world_size)
