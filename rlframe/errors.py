@@ -4,7 +4,8 @@ Three kinds, told apart by type:
 - `UserError`: the user can fix it. Shown as one readable message, no stack trace, exit code 2. It is
   raised at start-up wherever that is possible, before anything is claimed.
 - `RolloutError` and its kinds: one attempt failed. It becomes data (`Status.FAILED` or
-  `Status.INFRA_ERROR`) and never a crash, never a reward of zero.
+  `Status.INFRA_ERROR`) and never a crash, never a reward of zero; `PolicyFault`, the policy's own doing,
+  ends the attempt as `Status.COMPLETED`.
 - `RunError`: the run cannot go on (a rank died, an invariant broke). Exit code 1, with the reason.
 Anything else is our bug and keeps its stack trace.
 """
@@ -35,6 +36,11 @@ class RolloutError(RlframeError, RuntimeError):
 
 class TaskFault(RolloutError):  # noqa: N818 - named for whose fault it is
     """The environment's or verifier's own code failed."""
+
+
+class PolicyFault(RolloutError):  # noqa: N818
+    """What the policy did ended the attempt (it destroyed its sandbox): an attempt like any other, that
+    earned nothing more."""
 
 
 class InfraFault(RolloutError):  # noqa: N818

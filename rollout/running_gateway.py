@@ -9,12 +9,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rlframe.errors import UserError
+from rlframe.sandbox.bubblewrap import find_bubblewrap
+from rlframe.sandbox.limits import Limits
 from rollout.chat import Parser
 from rollout.engine.client import EngineClient
 from rollout.gateway.registry import Registry
 from rollout.gateway.server import Gateway
 from rollout.harness.program import find_program
-from rollout.harness.sandbox import Limits, Sandbox, find_bubblewrap, find_installed
+from rollout.harness.sandbox import Sandbox, find_installed
 from rollout.modes.black_box import BlackBox
 from rollout.renderer import Renderer
 from rollout.session import SessionSettings

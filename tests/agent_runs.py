@@ -16,6 +16,8 @@ from scripted_policy import STEP, Meeting, Prompt, RuledEngine, call
 
 from rlframe.errors import UserError
 from rlframe.interfaces import RolloutRequest, Score
+from rlframe.sandbox.bubblewrap import find_bubblewrap
+from rlframe.sandbox.limits import Limits
 from rlframe.types import Task, Trajectory
 from rollout.capture.call import Call, CallKind
 from rollout.capture.call_log import read_calls
@@ -23,7 +25,7 @@ from rollout.engine.parser_check import parser_for
 from rollout.gateway.registry import Registry
 from rollout.gateway.server import Gateway
 from rollout.harness.program import Program, find_program
-from rollout.harness.sandbox import Limits, Sandbox, find_bubblewrap, find_installed
+from rollout.harness.sandbox import Sandbox, find_installed
 from rollout.modes.black_box import BlackBox
 from rollout.renderer import Renderer
 from rollout.session import SessionSettings

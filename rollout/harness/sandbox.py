@@ -1,8 +1,8 @@
 """A bubblewrap sandbox for one agent program: no network, not root, one way out to the gateway.
 
 Inside: the system's own directories and the program's, read-only; the work directory at /workspace and
-a HOME, writable; everything else empty. Who starts it owns what it writes: the user inside, without any
-capability, stands for that one outside. The gateway's Unix socket is bound in, and `forward.py` puts a
+a HOME, writable; everything else empty. The user inside has no capability, and outside no rights but on
+those two (`rlframe.sandbox.bubblewrap`). The gateway's Unix socket is bound in, and `forward.py` puts a
 port of loopback before it, where programs look for their API. All processes end with the sandbox.
 """
 
@@ -16,11 +16,21 @@ import shutil
 import signal
 import sys
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from rlframe.errors import InfraFault, UserError
+from rlframe.sandbox.bubblewrap import (
+    ETC,
+    INSIDE,
+    SYSTEM,
+    command_line,
+    hand_over,
+    outer_uid,
+    read_only,
+)
+from rlframe.sandbox.limits import Limits
 from rollout.harness.program import Endpoint, Program
 
 PORT = 8080
@@ -30,43 +40,10 @@ WORKSPACE, HOME, SOCKET, FORWARD = (
     "/run/gateway.sock",
     "/run/forward.py",
 )
-UID = "1000"
-SYSTEM = ("/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/opt")
-ETC = (
-    "passwd",
-    "group",
-    "hosts",
-    "nsswitch.conf",
-    "ssl",
-    "ca-certificates",
-    "alternatives",
-    "localtime",
-)
 TAIL_BYTES = 4000
 KILL_AFTER_S = 5.0
 GRACE_S = 5.0
 """To end by itself, for a program that is told to by `stop`."""
-
-
-@dataclass(frozen=True, slots=True)
-class Limits:
-    """What one program may use; None: no limit of ours."""
-
-    timeout_s: float = 1800.0
-    memory_bytes: int | None = None
-    """Of address space: programs on Node and the JVM reserve far more than they use."""
-    file_bytes: int | None = 1 << 30
-    processes: int | None = None
-    cpu_s: int | None = None
-
-    def rlimits(self) -> dict[str, int]:
-        named = {
-            "memory_bytes": self.memory_bytes,
-            "file_bytes": self.file_bytes,
-            "processes": self.processes,
-            "cpu_s": self.cpu_s,
-        }
-        return {name: value for name, value in named.items() if value is not None}
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,20 +143,20 @@ class Sandbox:
     def _bubblewrap(self, installed: Installed, workspace: Path, home: Path) -> list[str]:
         readable = [*SYSTEM, *(f"/etc/{name}" for name in ETC), sys.base_prefix]
         readable += [str(root) for root in installed.roots]
-        forward = Path(__file__).with_name("forward.py")
-        return [
-            find_bubblewrap(),
-            "--unshare-all",
-            "--die-with-parent",
-            "--new-session",
-            *("--uid", UID, "--gid", UID),
-            *("--proc", "/proc", "--dev", "/dev", "--tmpfs", "/tmp", "--tmpfs", "/run"),
-            *_binds("--ro-bind", ((path, path) for path in _outermost(readable))),
-            *_binds("--ro-bind", ((str(forward), FORWARD),)),
-            *_binds("--bind", ((str(self.gateway_socket), SOCKET),)),
-            *_binds("--bind", ((str(workspace), WORKSPACE), (str(home), HOME))),
-            *("--chdir", WORKSPACE),
+        user = outer_uid()
+        for directory in (workspace, home):
+            hand_over(directory, user)
+        if os.geteuid() == 0:  # every sandbox's user connects to it; its directory is ours alone
+            self.gateway_socket.chmod(0o666)
+        binds = [
+            *read_only(readable),
+            ("--ro-bind", str(INSIDE / "forward.py"), FORWARD),
+            ("--bind", str(self.gateway_socket), SOCKET),
+            ("--bind", str(workspace), WORKSPACE),
+            ("--bind", str(home), HOME),
         ]
+        empty = ("--tmpfs", "/tmp", "--tmpfs", "/run")
+        return command_line(binds, ("--chdir", WORKSPACE), before=empty, user=user)
 
     async def _run(
         self,
@@ -211,31 +188,6 @@ class Sandbox:
         if code != 0 and tails[1].startswith("bwrap: "):
             raise InfraFault(f"the sandbox can't be set up: {tails[1][:300]}")
         return ProgramResult(code, time.monotonic() - began, timed_out, tails[0], tails[1])
-
-
-def find_bubblewrap() -> str:
-    """UserError where it is missing."""
-    found = shutil.which("bwrap")
-    if found is None:
-        raise UserError(
-            "bubblewrap is not installed, and agent programs run in its sandbox: "
-            "`apt-get install bubblewrap`"
-        )
-    return found
-
-
-def _outermost(paths: Sequence[str]) -> list[str]:
-    """Those that exist, without any that lies within another; symbolic links count as what they are."""
-    existing = sorted({path for path in paths if os.path.exists(path)})
-    kept: list[str] = []
-    for path in existing:
-        if not any(path.startswith(f"{other}/") for other in kept):
-            kept.append(path)
-    return kept
-
-
-def _binds(flag: str, pairs: Iterable[tuple[str, str]]) -> list[str]:
-    return [word for source, target in pairs for word in (flag, source, target)]
 
 
 def _base_python() -> str:

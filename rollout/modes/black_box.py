@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from rlframe.errors import InfraFault, TaskFault, describe
+from rlframe.errors import InfraFault, PolicyFault, TaskFault, describe
 from rlframe.interfaces import AnyEnv, RolloutRequest, Score, WorkspaceEnv
 from rlframe.types import Reward, Status, Task, Trajectory
 from rollout.capture.build import Built, build
@@ -67,6 +67,9 @@ class BlackBox:
         scratch = Path(tempfile.mkdtemp(prefix="rlframe-attempt-", dir=self.scratch_root))
         try:
             return await self._drive(request, attempt, scratch)
+        except PolicyFault as error:
+            attempt.error = str(error)
+            return Status.COMPLETED
         except InfraFault as error:
             attempt.error = str(error)
             return Status.INFRA_ERROR

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
-from rlframe.errors import InfraFault, TaskFault, describe
+from rlframe.errors import InfraFault, PolicyFault, TaskFault, describe
 from rlframe.interfaces import AnyEnv, Env, RolloutRequest, ToolEnv, WorkspaceEnv
 from rlframe.types import Reward, Status, Task, Trajectory
 from rollout.capture.build import build
@@ -63,6 +63,9 @@ class WhiteBox:
             return Status.TRUNCATED_TIME
         except ContextFull:
             return Status.TRUNCATED_LENGTH
+        except PolicyFault as error:
+            attempt.error = str(error)
+            return Status.COMPLETED
         except InfraFault as error:
             attempt.error = str(error)
             return Status.INFRA_ERROR

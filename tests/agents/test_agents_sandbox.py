@@ -13,6 +13,8 @@ from typing import Any
 import pytest
 
 from rlframe.errors import InfraFault, UserError
+from rlframe.sandbox.bubblewrap import find_bubblewrap
+from rlframe.sandbox.limits import Limits
 from rollout.gateway.registry import Registry
 from rollout.gateway.server import Gateway
 from rollout.harness.program import Program, find_program
@@ -20,10 +22,8 @@ from rollout.harness.programs import PROGRAMS
 from rollout.harness.sandbox import (
     TAIL_BYTES,
     Installed,
-    Limits,
     ProgramResult,
     Sandbox,
-    find_bubblewrap,
     find_installed,
 )
 

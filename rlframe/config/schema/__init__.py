@@ -15,7 +15,6 @@ from rlframe.config.schema.rollout import (
 )
 from rlframe.config.schema.run import RunConfig
 from rlframe.config.schema.surroundings import ClusterConfig, EnvConfig, LoggingConfig, SyncConfig
-from rlframe.config.schema.teachers import TeachersConfig
 from rlframe.config.schema.trainer import (
     CriticRoleConfig,
     IndexerConfig,
@@ -46,6 +45,5 @@ __all__ = [
     "SftConfig",
     "SubAgentsConfig",
     "SyncConfig",
-    "TeachersConfig",
     "TrainerConfig",
 ]
