@@ -37,6 +37,8 @@ class TeacherScores:
     """[T, k]: candidates for position t, likeliest first; 0 before `begin`."""
     top_logprobs: Float32Array | None = None
     """[T, k]"""
+    error: str = ""
+    """Why there are no scores (`teachers.on_failure=skip`): nobody may learn from this trace then."""
 
 
 class TeacherService(Protocol):
@@ -46,8 +48,9 @@ class TeacherService(Protocol):
         while missing:
             for scores in service.collect(timeout_s=1.0): ...
 
-    A teacher that dies or answers nonsense is asked again, elsewhere or after a restart; RunError
-    from `collect` once that has failed as often as configured.
+    A teacher that dies or answers nonsense is asked again, elsewhere or after a restart. Once that has
+    failed as often as configured, `collect` raises RunError (`teachers.on_failure=stop`) or returns
+    scores with an `error` (`skip`): every trace that was submitted comes back once.
     """
 
     def submit(self, requests: Sequence[ScoreRequest]) -> None: ...
@@ -57,7 +60,7 @@ class TeacherService(Protocol):
         ...
 
     def metrics(self) -> dict[str, float]:
-        """Since the last call: swaps, their seconds, seconds of queueing, share of time spent scoring."""
+        """Since the last call: `swaps`, `swap_s`, `queue_s`, `utilisation`, and more of its own."""
         ...
 
     def close(self) -> None: ...

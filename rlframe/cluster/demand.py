@@ -6,8 +6,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from rlframe.config.schema import ClusterConfig, PpoConfig, RunConfig
+from rlframe.teachers.groups import engine_groups
+from rlframe.teachers.manifest import DEFAULT_GROUP
 
-ENGINE, POLICY, CRITIC = "engine", "policy", "critic"
+ENGINE, POLICY, CRITIC, TEACHER = "engine", "policy", "critic", "teacher"
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +43,29 @@ def parts_of(config: RunConfig, *, device: str) -> list[PartDemand]:
             critics = config.trainer.critic.layout.world_size
             parts.append(part(CRITIC, critics, cluster.cpus_per_rank, rank_gpus))
         parts.append(part(ENGINE, config.rollout.engines, cluster.cpus_per_engine, engine_gpus))
-    return parts
+    return parts + _teachers(config, device=device)
+
+
+def teacher_part(group: str) -> str:
+    """The part that an engine group of the teachers is; `cluster.resources.teacher` pins all of them."""
+    return TEACHER if group == DEFAULT_GROUP else f"{TEACHER}/{group}"
+
+
+def _teachers(config: RunConfig, *, device: str) -> list[PartDemand]:
+    """One part for each group of teacher engines, where the run has a manifest of teachers."""
+    if not config.teachers.manifest or config.algorithm.name == "sft":
+        return []
+    return [
+        PartDemand(
+            teacher_part(group.name),
+            group.engines,
+            float(group.cpus_per_engine),
+            float(group.gpus_per_engine) if device == "cuda" else 0.0,
+            _pins(config.cluster, TEACHER),
+        )
+        for group in engine_groups(config.teachers)
+        if group.engines
+    ]
 
 
 def has_critic(algorithm: PpoConfig) -> bool:

@@ -16,6 +16,7 @@ from rlframe.config.check_model import check_layouts, check_lengths, check_model
 from rlframe.config.passthrough import PASSTHROUGH, check_options
 from rlframe.config.schema import RunConfig
 from rlframe.errors import UserError, nearest
+from rlframe.teachers.check import check_teachers_config
 
 
 def check_config(config: RunConfig) -> None:
@@ -168,6 +169,20 @@ def _mode(config: RunConfig) -> None:
         )
 
 
+def _teachers(config: RunConfig) -> None:
+    for group in config.teachers.groups.values():
+        if isinstance(group, dict) and isinstance(group.get("engine_args"), dict):
+            check_options("teachers.engine_args", group["engine_args"])
+    model = config.model
+    built = model.tokenizer == "build"
+    check_teachers_config(
+        config.teachers,
+        student_tokenizer=None if built else Path(model.tokenizer or model.path),
+        here=not config.cluster.address,
+        gpus=config.cluster.device != "cpu",
+    )
+
+
 CHECKS: tuple[Callable[[RunConfig], None], ...] = (
     _passthrough,
     check_model,
@@ -182,5 +197,6 @@ CHECKS: tuple[Callable[[RunConfig], None], ...] = (
     check_transport,
     check_runtime_env,
     _mode,
+    _teachers,
     _run_dir,
 )

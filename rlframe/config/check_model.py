@@ -45,7 +45,7 @@ def check_model(config: RunConfig) -> None:
             "it empty"
         )
     if model.path:
-        _check_weights(Path(model.path), "model.path")
+        check_weights(Path(model.path), "model.path")
     elif not model.tokenizer:
         raise UserError(
             "model.tokenizer is empty: random weights need a tokenizer directory, or `build`"
@@ -154,7 +154,8 @@ def check_divides(key: str, size: int, shape: Mapping[str, Any], fields: tuple[s
             )
 
 
-def _check_weights(path: Path, key: str) -> None:
+def check_weights(path: Path, key: str) -> None:
+    """A checkpoint directory has its safetensors files, all of them."""
     files = {p.name for p in path.glob("*.safetensors")}
     if not files:
         other = "; convert its .bin files first" if any(path.glob("*.bin")) else ""
@@ -184,7 +185,7 @@ def _check_tokenizer(model: ModelConfig) -> None:
 def _check_critic(path: str, policy: Mapping[str, Any]) -> None:
     key = "trainer.critic.path"
     shape = read_shape(Path(path), key)
-    _check_weights(Path(path), key)
+    check_weights(Path(path), key)
     own, other = shape.get("vocab_size"), policy.get("vocab_size")
     if other is not None and own != other:
         raise UserError(

@@ -27,6 +27,16 @@ SGLANG_FIXED: Mapping[str, str] = {
     "node_rank": "an engine stays on one node",
     "dist_init_addr": "an engine stays on one node",
 }
+TEACHER_SGLANG: Mapping[str, str] = {
+    "model_path": "teachers.manifest",
+    "tokenizer_path": "teachers.manifest",
+    "device": "cluster.device",
+    "random_seed": "seed",
+}
+TEACHER_SGLANG_FIXED: Mapping[str, str] = {
+    **SGLANG_FIXED,
+    "dtype": "a teacher is served in the dtype of its checkpoint",
+}
 ROUTER: Mapping[str, str] = {"worker_urls": "rollout.engines"}
 ROUTER_FIXED: Mapping[str, str] = {
     "host": "the address is chosen at start",

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import ast
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from rlframe.config import owned
@@ -20,6 +21,7 @@ SGLANG = Library(
     owned=owned.SGLANG,
     fixed=owned.SGLANG_FIXED,
 )
+TEACHER_SGLANG = replace(SGLANG, owned=owned.TEACHER_SGLANG, fixed=owned.TEACHER_SGLANG_FIXED)
 ROUTER = Library(
     "sglang-router",
     "sglang_router",
@@ -82,6 +84,7 @@ PASSTHROUGH: Mapping[str, Library] = {
     "model.hf_config": HF_CONFIG,
     "rollout.engine_args": SGLANG,
     "rollout.router_args": ROUTER,
+    "teachers.engine_args": TEACHER_SGLANG,
     **{f"trainer.{role}.transformer": TRANSFORMER for role in ("policy", "critic")},
     **{f"trainer.{role}.optimizer": OPTIMIZER for role in ("policy", "critic")},
     **{f"trainer.{role}.ddp": DDP for role in ("policy", "critic")},

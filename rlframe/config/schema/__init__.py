@@ -15,6 +15,7 @@ from rlframe.config.schema.rollout import (
 )
 from rlframe.config.schema.run import RunConfig
 from rlframe.config.schema.surroundings import ClusterConfig, EnvConfig, LoggingConfig, SyncConfig
+from rlframe.config.schema.teachers import TeachersConfig
 from rlframe.config.schema.trainer import (
     CriticRoleConfig,
     IndexerConfig,
@@ -45,5 +46,6 @@ __all__ = [
     "SftConfig",
     "SubAgentsConfig",
     "SyncConfig",
+    "TeachersConfig",
     "TrainerConfig",
 ]

@@ -10,6 +10,7 @@ from rlframe.config.schema.algorithm import PpoConfig
 from rlframe.config.schema.model import ModelConfig
 from rlframe.config.schema.rollout import RolloutConfig
 from rlframe.config.schema.surroundings import ClusterConfig, EnvConfig, LoggingConfig, SyncConfig
+from rlframe.config.schema.teachers import TeachersConfig
 from rlframe.config.schema.trainer import TrainerConfig
 
 
@@ -33,6 +34,7 @@ class RunConfig:
     algorithm: Any = knob(
         factory=PpoConfig, help="PpoConfig or SftConfig, by the group `algorithm`"
     )
+    teachers: TeachersConfig = field(default_factory=TeachersConfig)
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
     sync: SyncConfig = field(default_factory=SyncConfig)
     logging: LoggingConfig = field(default_factory=LoggingConfig)

@@ -42,7 +42,7 @@ class ClusterConfig:
     gpus_per_engine: float = knob(1.0, help="GPUs of an engine on `cuda`", minimum=0.0)
     resources: Dict = knob(
         factory=dict,
-        help="custom Ray resources by part (`engine`, `policy`, `critic`), to pin parts to nodes",
+        help="custom Ray resources by part (`engine`, `policy`, `critic`, `teacher`), to pin parts to nodes",
     )
     dashboard: bool = knob(False, help="start Ray's dashboard on loopback")
     runtime_env: Dict = knob(factory=dict, help="fields of Ray's runtime_env added to ours")

@@ -13,7 +13,7 @@ from rlframe.config.schema import PpoConfig, RunConfig, SftConfig
 from rlframe.errors import UserError
 
 OPTIONS = [(path.parent.name, path.stem) for path in sorted(CONFIGS.glob("*/*.yaml"))]
-KNOBS = 190
+KNOBS = 202
 """A ratchet: a new knob needs a reason, and this number."""
 
 
@@ -63,7 +63,7 @@ def test_what_is_somebody_elses_passes_through():
 @pytest.mark.parametrize(
     ("override", "says"),
     [
-        ("engines=2", "Did you mean 'rollout.engines'?"),
+        ("engines=2", "Did you mean 'rollout.engines' or 'teachers.engines'?"),
         ("rollout.engine=2", "Did you mean 'rollout.engines'?"),
         ("algorithm.clip_hig=1", "algorithm.clip_high"),
         ("experiment=smok", "Did you mean 'smoke'?"),

@@ -1,0 +1,1 @@
+"""Teachers of on-policy distillation: who they are, and whether they fit the student."""
