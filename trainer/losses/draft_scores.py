@@ -17,6 +17,8 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from trainer.losses.split_vocabulary import Split, log_softmax
+
 KEPT_BYTES = 1 << 28
 """Logits of all steps and positions together that are kept for the backward pass rather than made again."""
 
@@ -74,7 +76,7 @@ def draft_scores(
     rank's beginning at token id `first_column`; every rank of it returns the same numbers.
     """
     steps = len(drafts)
-    split = _Split(first_column, group)
+    split = Split(first_column, group)
     with torch.no_grad():
         width = head(drafts[0, :1]).shape[-1]
 
@@ -82,7 +84,7 @@ def draft_scores(
         after = at + torch.arange(1, steps + 1, device=at.device)[:, None]  # [K, n] position i+k
         with torch.no_grad():
             needed, inverse = torch.unique(after, return_inverse=True)
-            log_p = _log_softmax((target_head or head)(targets[needed]), temperature, split)
+            log_p = log_softmax((target_head or head)(targets[needed]), temperature, split)
             p = log_p.exp()
             own_terms = torch.where(p > 0, p * log_p, 0.0).sum(
                 -1
@@ -106,28 +108,6 @@ def draft_scores(
     return DraftScores(*(torch.cat(columns, dim=1) for columns in zip(*parts, strict=True)))
 
 
-@dataclass(frozen=True, slots=True)
-class _Split:
-    """Which token ids a rank's columns are, and who has the others."""
-
-    first: int
-    group: dist.ProcessGroup | None
-
-    def reduce(self, values: Tensor, op: Any = dist.ReduceOp.SUM) -> Tensor:
-        """In place, over the ranks that share the vocabulary."""
-        if self.group is not None and dist.get_world_size(self.group) > 1:
-            dist.all_reduce(values, op=op, group=self.group)
-        return values
-
-
-def _log_softmax(logits: Tensor, temperature: float, split: _Split) -> Tensor:
-    """[n, W], normalised over all ranks' columns; float32 at least."""
-    z = logits.to(torch.promote_types(logits.dtype, torch.float32)) / temperature
-    maximum = split.reduce(z.amax(-1), dist.ReduceOp.MAX)
-    z = z - maximum[:, None]
-    return z - split.reduce(z.exp().sum(-1)).log()[:, None]
-
-
 class _Compare(torch.autograd.Function):
     """overlap, KL(p || q), log q(label), p(argmax q), each [n]; gradients to the draft's logits.
 
@@ -143,9 +123,9 @@ class _Compare(torch.autograd.Function):
         own_terms: Tensor,
         labels: Tensor,
         temperature: float,
-        split: _Split,
+        split: Split,
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        log_q = _log_softmax(logits, temperature, split)
+        log_q = log_softmax(logits, temperature, split)
         q = log_q.exp()
         local = labels - split.first
         here = (local >= 0) & (local < logits.shape[1])
