@@ -233,6 +233,12 @@ class RoleTrainer(Protocol):
         """As `logprobs`, of the weights that a policy began with (where it was told to keep them)."""
         ...
 
+    def teacher_logprobs(
+        self, rows: Sequence[TrainRow], plan: BatchPlan
+    ) -> Pending[list[Float32Array]]:
+        """As `logprobs`, each row by the teacher `teacher_index` of those that the ranks hold, at temperature 1."""
+        ...
+
     def values(self, rows: Sequence[TrainRow], plan: BatchPlan) -> Pending[list[Float32Array]]:
         """V(state before token t): one float32 [T] a row, 0 at position 0."""
         ...

@@ -18,9 +18,11 @@ from rlframe import bad_steps, batch, loss_weights, packing, statistics
 from rlframe.bad_steps import BadSteps
 from rlframe.config.schema import PpoConfig
 from rlframe.credit import Credit, CreditRules, assign_credit
+from rlframe.distillation import Taught
 from rlframe.group_credit import assign_group_credit
 from rlframe.interfaces import Pending, RoleTrainer
 from rlframe.metrics import Metrics
+from rlframe.opd import Teaching
 from rlframe.reference_kl import kl_rewards
 from rlframe.types import BatchPlan, Float32Array, Trace, TrainRow, Trajectory
 
@@ -34,6 +36,8 @@ class Read:
     values: list[Float32Array]
     """0 without a critic."""
     ref_logprobs: list[Float32Array] | None
+    taught: list[Taught] | None = None
+    """By the teachers, where there are any."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +52,7 @@ class Learner:
     """The work of rows of so many tokens, by which ranks are balanced."""
     bad_steps: BadSteps
     seed: int
+    teaching: Teaching | None = None
 
     def learn(
         self, trajectories: Sequence[Trajectory], step: int, metrics: Metrics
@@ -69,6 +74,8 @@ class Learner:
         measured = statistics.of_step(
             trajectories, rows, version=step, has_critic=self.critic is not None
         )
+        if self.teaching is not None and read.taught is not None:
+            measured |= self.teaching.measured(trajectories, read.old_logprobs, read.taught)
         return {
             **measured,
             "left_out/stale": kept.stale,
@@ -76,6 +83,13 @@ class Learner:
             "left_out/bad_step": float(bool(reason)),
             **updated,
         }
+
+    def divergence(self, trajectories: Sequence[Trajectory]) -> dict[str, float]:
+        """How far the policy that sampled these is from their teachers: mean log ratio, by domain."""
+        assert self.teaching is not None
+        rows = batch.bare_rows(batch.flatten(trajectories))
+        plan = self._plan(self.policy, rows)
+        return self.teaching.divergence(trajectories, rows, self.policy, plan)
 
     def _forward(self, trajectories: Sequence[Trajectory]) -> Read:
         traces = batch.flatten(trajectories)
@@ -86,11 +100,15 @@ class Learner:
         reference = (
             self.policy.reference_logprobs(rows, plan) if self.algorithm.kl_coef > 0 else None
         )
+        taught = None
+        if self.teaching is not None:
+            taught = self.teaching.read(trajectories, rows, self.policy, plan)
         return Read(
             traces,
             old_logprobs.result(),
             values.result() if values else [np.zeros(len(t), np.float32) for t in traces],
             reference.result() if reference else None,
+            taught,
         )
 
     def _credit(
@@ -108,6 +126,8 @@ class Learner:
             old_values=read.values,
             ref_logprobs=read.ref_logprobs,
         )
+        if self.teaching is not None and read.taught is not None:
+            rows = self.teaching.taught_rows(rows, trajectories, read.taught)
         return rows, kept
 
     def _disagrees(self, read: Read, step: int) -> str:
@@ -116,21 +136,41 @@ class Learner:
         return bad_steps.gap_reason(gap, limit=self.algorithm.max_logprob_gap)
 
     def _assign(self, trajectories: Sequence[Trajectory], read: Read) -> Credit:
-        algorithm, token_rewards = self.algorithm, None
-        if read.ref_logprobs is not None and algorithm.kl_in == "reward":
-            penalties = kl_rewards(
-                read.old_logprobs,
-                read.ref_logprobs,
-                [trace.loss_mask for trace in read.traces],
-                estimator=algorithm.kl_estimator,
-                coef=algorithm.kl_coef,
-            )
-            token_rewards = batch.unflatten(penalties, trajectories)
-        rules = credit_rules(algorithm)
-        if algorithm.estimator != "gae":
+        teaching, taught = self.teaching, read.taught
+        if teaching is None or taught is None:
+            return self._estimate(trajectories, read, self._reference_rewards(read))
+        added = self._reference_rewards(read)
+        if teaching.in_reward:
+            earned = teaching.penalties(trajectories, read.old_logprobs, taught)
+            added = earned if added is None else [a + e for a, e in zip(added, earned, strict=True)]
+        credit = self._estimate(teaching.rewarded(trajectories), read, added)
+        return teaching.credited(credit, trajectories, read.old_logprobs, taught)
+
+    def _estimate(
+        self,
+        trajectories: Sequence[Trajectory],
+        read: Read,
+        added: Sequence[Float32Array] | None,
+    ) -> Credit:
+        """`added`: rewards [T] of single tokens, one array a trace."""
+        rules = credit_rules(self.algorithm)
+        token_rewards = None if added is None else batch.unflatten(added, trajectories)
+        if self.algorithm.estimator != "gae":
             return assign_group_credit(trajectories, rules=rules, token_rewards=token_rewards)
         values = batch.unflatten(read.values, trajectories)
         return assign_credit(trajectories, values, rules=rules, token_rewards=token_rewards)
+
+    def _reference_rewards(self, read: Read) -> list[Float32Array] | None:
+        algorithm = self.algorithm
+        if read.ref_logprobs is None or algorithm.kl_in != "reward":
+            return None
+        return kl_rewards(
+            read.old_logprobs,
+            read.ref_logprobs,
+            [trace.loss_mask for trace in read.traces],
+            estimator=algorithm.kl_estimator,
+            coef=algorithm.kl_coef,
+        )
 
     def _update(
         self,

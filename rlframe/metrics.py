@@ -30,6 +30,8 @@ Line = dict[str, Any]
 
 STEP = "step"
 HELD_OUT = "held_out"
+COMPARED = "compared"
+"""Held-out rewards of models that the student is compared with, one line each."""
 
 
 class Sink(Protocol):

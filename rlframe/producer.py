@@ -72,12 +72,15 @@ class Producer:
         over_admission: float = 0.0,
         rollouts_per_task: int = 1,
         on_progress: Callable[[int, int], None] = lambda done, wanted: None,
+        on_finished: Callable[[Sequence[Trajectory]], None] = lambda finished: None,
     ) -> None:
+        """`on_finished` hears of each attempt that may train, when it is in the store; it must not wait."""
         self._service, self._ledger, self._source = service, ledger, source
         self._batch, self._max_staleness = batch_trajectories, max_staleness
         self._over_admission = over_admission
         self._rollouts_per_task = rollouts_per_task
         self._on_progress = on_progress
+        self._on_finished = on_finished
         self._version = version
         self._changed = threading.Condition()
         self._in_flight: dict[str, int] = {}  # training id -> version at admission
@@ -102,6 +105,7 @@ class Producer:
         self._next_index = self._ledger.admitted()
         for trajectory in self._ledger.pending():
             self._ready[trajectory.id] = (trajectory.oldest_version, trajectory)
+        self._on_finished([trajectory for _, trajectory in self._ready.values()])
         self._leftover = [task_index(i) for i in self._ledger.unfinished()]
         self._collector.start()
 
@@ -190,6 +194,7 @@ class Producer:
             if not t.id.startswith(EVALUATION_PREFIX)
         ]
         self._ledger.put(training)
+        self._on_finished([t for t in training if t.status.is_trainable])
         with self._changed:
             self._evaluations.update(
                 {t.id: t for t in finished if t.id.startswith(EVALUATION_PREFIX)}

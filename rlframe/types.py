@@ -214,6 +214,13 @@ class TrainRow:
     rollout_logprobs: Float32Array  # [T]
     ref_logprobs: Float32Array | None = None  # [T]
     loss_weights: Float32Array | None = None  # [T] how much a token counts for the policy; None: 1
+    teacher_logprobs: Float32Array | None = None  # [T] by the teacher of the row's domain
+    teacher_top_ids: Int32Array | None = None  # [T, k] its likeliest tokens
+    teacher_top_logprobs: Float32Array | None = None  # [T, k]
+    teacher_weights: Float32Array | None = None  # [T] how much the divergence from it counts
+    teacher_index: Int32Array | None = (
+        None  # [T] which of the teachers that the ranks hold; one a row
+    )
 
     def has(self, name: str) -> bool:
         """Whether an optional field is given."""

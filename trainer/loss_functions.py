@@ -8,6 +8,7 @@ from typing import Protocol, TypeAlias
 import torch.distributed as dist
 from torch import Tensor
 
+from trainer.distillation_loss import DistillationLosses, TeacherStates
 from trainer.losses.logprobs import token_logprobs
 from trainer.losses.policy import PolicyInputs, policy_loss
 from trainer.losses.sft import sft_loss
@@ -54,9 +55,18 @@ class Losses:
         self._objective = objective
         self._first_column, self._group = first_column, group
         self.temperature = objective.temperature if isinstance(objective, PolicyObjective) else 1.0
+        self._distillation: DistillationLosses | None = None
+        if isinstance(objective, PolicyObjective) and objective.distillation is not None:
+            self._distillation = DistillationLosses(
+                objective.distillation, first_column=first_column, group=group
+            )
 
     def read_logprobs(self, logits: Tensor, batch: Asked) -> Tensor:
         return self._logprobs(logits, batch, with_entropy=False)[0]
+
+    def read_teacher_logprobs(self, logits: Tensor, batch: Asked) -> Tensor:
+        """A teacher speaks at temperature 1, whatever the policy samples at."""
+        return self._logprobs(logits, batch, with_entropy=False, temperature=1.0)[0]
 
     def read_values(self, values: Tensor, batch: Asked) -> Tensor:
         return values
@@ -100,15 +110,28 @@ class Losses:
             ref_logprobs=fields.get("ref_logprobs"),
             traces=batch.traces,
         )
-        return policy_loss(inputs, objective, denominator=actions)
+        loss, statistics = policy_loss(inputs, objective, denominator=actions)
+        if self._distillation is None:
+            return loss, statistics
+        # Only a backend that holds teachers gives a micro-batch their states.
+        states: TeacherStates | None = getattr(batch, "teacher", None)
+        added, measured = self._distillation.loss(
+            logits, fields, batch.mask, states, denominator=actions
+        )
+        return loss + added, {**statistics, **measured}
 
     def _logprobs(
-        self, logits: Tensor, batch: Asked, *, with_entropy: bool
+        self,
+        logits: Tensor,
+        batch: Asked,
+        *,
+        with_entropy: bool,
+        temperature: float | None = None,
     ) -> tuple[Tensor, Tensor | None]:
         return token_logprobs(
             logits,
             batch.targets,
-            temperature=self.temperature,
+            temperature=self.temperature if temperature is None else temperature,
             first_column=self._first_column,
             group=self._group,
             with_entropy=with_entropy,

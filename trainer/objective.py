@@ -7,6 +7,18 @@ from typing import TypeAlias
 
 
 @dataclass(frozen=True, slots=True)
+class DistillationObjective:
+    """A divergence from the teachers in the policy's loss (`trainer.losses.divergences`)."""
+
+    divergence: str
+    """reverse_kl, forward_kl or jsd."""
+    coef: float
+    beta: float = 0.5
+    temperature: float = 1.0
+    tail: str = "bucket"
+
+
+@dataclass(frozen=True, slots=True)
 class PolicyObjective:
     """The policy's loss; each field is the knob of the same name in `PpoConfig`.
 
@@ -26,6 +38,7 @@ class PolicyObjective:
     mask_above: float = 0.0
     kl_coef: float = 0.0
     kl_estimator: str = "k3"
+    distillation: DistillationObjective | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +62,14 @@ COLUMNS: dict[type[Objective], tuple[str, ...]] = {
 }
 """The fields of `TrainRow`, beside the tokens, that each loss reads wherever it is used."""
 OPTIONAL_COLUMNS: dict[type[Objective], tuple[str, ...]] = {
-    PolicyObjective: ("loss_weights", "ref_logprobs"),
+    PolicyObjective: (
+        "loss_weights",
+        "ref_logprobs",
+        "teacher_top_ids",
+        "teacher_top_logprobs",
+        "teacher_weights",
+        "teacher_index",
+    ),
     ValueObjective: (),
     SftObjective: (),
 }

@@ -15,6 +15,7 @@ START = """start here:
   rlframe doctor                                     what this machine has and lacks
   rlframe train experiment=sft_tiny                  teach a tiny model from demonstrations
   rlframe train experiment=smoke                     then make it better by PPO
+  rlframe distill experiment=merge_experts           merge experts into one student
   rlframe inspect runs/smoke                         look at what happened
   rlframe replay runs/smoke 12                       train one step again, to see why it went as it did
   rlframe plan model=glm_5_2                         what a big model would cost
@@ -38,6 +39,29 @@ groups and their options (GROUP=OPTION takes configs/GROUP/OPTION.yaml):
 {groups}
 
 `rlframe explain` lists all keys; `rlframe explain KEY` says what one means and where its value comes from.
+"""
+DISTILL = """examples:
+  rlframe distill experiment=merge_experts           twelve tiny experts into one (examples/merge_experts makes them)
+  rlframe distill experiment=merge_experts --dry-run check teachers, vocabularies, memory; start nothing
+  rlframe distill model.path=STUDENT env=... teachers.manifest=teachers.yaml teachers.engines=2
+                                                     a student of yours, and its teachers on two engines
+  rlframe distill ... algorithm.objective=jsd algorithm.top_k=64
+                                                     a divergence over the teacher's 64 likeliest tokens as the loss
+  rlframe distill ... algorithm.objective=reverse_kl algorithm.teachers_on=ranks
+                                                     the whole vocabulary, teachers' weights on the policy's ranks
+  rlframe distill ... algorithm.task_reward=true algorithm.distill_coef=0.1
+                                                     PPO on the task's reward, with the teachers beside it
+  rlframe distill ... 'algorithm.domain_weights={gcd: 2}' 'algorithm.curriculum={0: {gcd: 1}, 50: {gcd: 1, aiw: 3}}'
+
+the manifest (teachers.yaml) says who teaches which domain:
+  teachers:
+    - {name: arithmetic, checkpoint: runs/arithmetic/hf, domains: [gcd, lcm]}
+    - {name: generalist, url: "http://10.0.0.7:30000", tokenizer: models/generalist, domains: ["*"], weight: 0.5}
+
+The student samples; each finished trace is scored by the teacher of its domain, in exactly its tokens, while others
+still run. It is `rlframe train` with algorithm=opd: the same keys, run directory, resume and live view. At the end
+the run directory has distillation.json, .csv and .png: by domain the student before and after, its teacher, the best
+single teacher, the average of the teachers' weights, KL to the teacher, and what was forgotten.
 """
 EXPLAIN = """examples:
   rlframe explain                                    all keys
@@ -143,6 +167,10 @@ def _parsers() -> tuple[_Parser, dict[str, _Parser]]:
     train.add_argument(
         "--dry-run", action="store_true", help="check and show the plan; start nothing"
     )
+    distill = verb("distill", "merge teachers into a student, on its own rollouts", DISTILL)
+    distill.add_argument(
+        "--dry-run", action="store_true", help="check and show the plan; start nothing"
+    )
     explain = verb("explain", "what a key means and where its value comes from", EXPLAIN)
     explain.add_argument(
         "key", nargs="?", default="", help="e.g. trainer.policy.lr; none: list all"
@@ -159,7 +187,7 @@ def _parsers() -> tuple[_Parser, dict[str, _Parser]]:
         "--count", action="store_true", help="also count on the real modules (loads Megatron)"
     )
     plan.add_argument("--plot", metavar="FILE", help="write a picture (PNG)")
-    for taking in (train, explain, config, plan):
+    for taking in (train, distill, explain, config, plan):
         taking.add_argument("overrides", nargs="*", metavar="key=value", help="what to change")
         taking.add_argument("--config-dir", metavar="DIR", help="a folder with groups of your own")
     convert = verb("convert", "rewrite or check a checkpoint, tensor by tensor", CONVERT)

@@ -35,6 +35,8 @@ def _dispatch(given: argparse.Namespace) -> int:
     match given.verb:
         case "train":
             return _train(given.overrides, given.config_dir, dry_run=given.dry_run)
+        case "distill":
+            return _distill(given.overrides, given.config_dir, dry_run=given.dry_run)
         case "explain":
             return _explain(given.key, given.overrides, given.config_dir)
         case "config":
@@ -83,6 +85,22 @@ def _train(overrides: Sequence[str], config_dir: str | None, *, dry_run: bool) -
     from rlframe.launch.run import run
 
     return run(config)
+
+
+def _distill(overrides: Sequence[str], config_dir: str | None, *, dry_run: bool) -> int:
+    """`train`, for the one algorithm; chosen here where neither the experiment nor the user does."""
+    from rlframe.config.compose import load_config
+
+    groups = {text.split("=")[0] for text in overrides}
+    if not groups & {"experiment", "algorithm"}:
+        overrides = ["algorithm=opd", *overrides]
+    chosen = load_config(overrides, config_dir=config_dir).algorithm.name
+    if chosen != "opd":
+        raise UserError(
+            f"`rlframe distill` is for algorithm=opd, and this configuration has algorithm={chosen}: "
+            "add algorithm=opd, or use `rlframe train`"
+        )
+    return _train(overrides, config_dir, dry_run=dry_run)
 
 
 def _plan(given: argparse.Namespace) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from rlframe.config.schema import ClusterConfig, PpoConfig, RunConfig
+from rlframe.config.schema import ClusterConfig, OpdConfig, PpoConfig, RunConfig
 from rlframe.teachers.groups import engine_groups
 from rlframe.teachers.manifest import DEFAULT_GROUP
 
@@ -38,7 +38,7 @@ def parts_of(config: RunConfig, *, device: str) -> list[PartDemand]:
     parts = [
         part(POLICY, config.trainer.policy.layout.world_size, cluster.cpus_per_rank, rank_gpus)
     ]
-    if config.algorithm.name == "ppo":
+    if config.algorithm.name != "sft":
         if has_critic(config.algorithm):
             critics = config.trainer.critic.layout.world_size
             parts.append(part(CRITIC, critics, cluster.cpus_per_rank, rank_gpus))
@@ -53,7 +53,8 @@ def teacher_part(group: str) -> str:
 
 def _teachers(config: RunConfig, *, device: str) -> list[PartDemand]:
     """One part for each group of teacher engines, where the run has a manifest of teachers."""
-    if not config.teachers.manifest or config.algorithm.name == "sft":
+    algorithm = config.algorithm
+    if not isinstance(algorithm, OpdConfig) or algorithm.teachers_on != "engines":
         return []
     return [
         PartDemand(
@@ -69,7 +70,16 @@ def _teachers(config: RunConfig, *, device: str) -> list[PartDemand]:
 
 
 def has_critic(algorithm: PpoConfig) -> bool:
+    """With gae; a distillation has one only where there is a reward to predict."""
+    if isinstance(algorithm, OpdConfig):
+        rewarded = algorithm.task_reward or sums_penalties(algorithm)
+        return algorithm.estimator == "gae" and algorithm.critic and rewarded
     return algorithm.estimator == "gae"
+
+
+def sums_penalties(algorithm: OpdConfig) -> bool:
+    """Whether the divergence from the teachers is a reward, of which returns are made."""
+    return algorithm.objective == "sampled" and algorithm.distill_in == "reward"
 
 
 def _pins(cluster: ClusterConfig, name: str) -> dict[str, float]:

@@ -12,6 +12,7 @@ from rlframe.config.check_cluster import (
     check_runtime_env,
     check_transport,
 )
+from rlframe.config.check_distillation import check_distillation
 from rlframe.config.check_model import check_layouts, check_lengths, check_model
 from rlframe.config.passthrough import PASSTHROUGH, check_options
 from rlframe.config.schema import RunConfig
@@ -43,7 +44,7 @@ def _run_dir(config: RunConfig) -> None:
 
 
 def _sampling(config: RunConfig) -> None:
-    if config.algorithm.name != "ppo":
+    if config.algorithm.name == "sft":
         return
     sampling = config.rollout.sampling
     if sampling.temperature == 0:
@@ -92,7 +93,7 @@ def _at_least(key: str, count: int, rows: int, rows_key: str) -> None:
 
 def _estimator(config: RunConfig) -> None:
     algorithm = config.algorithm
-    if algorithm.name != "ppo":
+    if algorithm.name == "sft":
         return
     attempts, rows = algorithm.rollouts_per_task, algorithm.batch_trajectories
     if algorithm.estimator in ("grpo", "rloo") and attempts < 2:
@@ -122,7 +123,7 @@ def _estimator(config: RunConfig) -> None:
 
 def _staleness(config: RunConfig) -> None:
     if (
-        config.algorithm.name == "ppo"
+        config.algorithm.name != "sft"
         and config.rollout.partial
         and not config.algorithm.max_staleness
     ):
@@ -197,6 +198,7 @@ CHECKS: tuple[Callable[[RunConfig], None], ...] = (
     check_transport,
     check_runtime_env,
     _mode,
+    check_distillation,
     _teachers,
     _run_dir,
 )

@@ -40,7 +40,7 @@ def check_resources(config: RunConfig) -> None:
 
 def check_engines(config: RunConfig) -> None:
     """The engines' own layout divides the model, and they have a GPU a rank."""
-    if config.algorithm.name != "ppo":
+    if config.algorithm.name == "sft":
         return
     arguments = config.rollout.engine_args
     tensor, pipeline = arguments.get("tp_size", 1), arguments.get("pp_size", 1)

@@ -53,7 +53,7 @@ def check_model(config: RunConfig) -> None:
     _check_tokenizer(model)
     if config.trainer.policy.path:
         raise UserError("trainer.policy.path: the policy's checkpoint is model.path")
-    if config.trainer.critic.path and config.algorithm.name == "ppo":
+    if config.trainer.critic.path and config.algorithm.name != "sft":
         _check_critic(config.trainer.critic.path, shape)
 
 
@@ -88,7 +88,7 @@ def check_layouts(config: RunConfig) -> None:
     """Each role's ranks divide the model."""
     shape = model_shape(config.model)
     _check_layout(config.trainer.policy.layout, "trainer.policy.layout", shape)
-    if config.algorithm.name == "ppo":
+    if config.algorithm.name != "sft":
         critic = config.trainer.critic
         if critic.path:
             shape = read_shape(Path(critic.path), "trainer.critic.path")
@@ -111,7 +111,7 @@ def check_lengths(config: RunConfig) -> None:
     positions = model_shape(config.model).get("max_position_embeddings")
     if positions is not None and context > positions:
         raise UserError(f"{given} is above the model's max_position_embeddings={positions}")
-    if config.algorithm.name != "ppo":
+    if config.algorithm.name == "sft":
         return
     new = rollout.sampling.max_new_tokens
     if new >= context:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any, get_origin, get_type_hints
 
-from rlframe.config.schema import PpoConfig, RunConfig, SftConfig
+from rlframe.config.schema import OpdConfig, PpoConfig, RunConfig, SftConfig
 from rlframe.errors import UserError
 
 GROUPS = (
@@ -23,7 +23,11 @@ GROUPS = (
     "logging",
     "experiment",
 )
-ALGORITHMS: dict[str, type] = {"ppo": PpoConfig, "sft": SftConfig}
+ALGORITHMS: dict[str, type] = {
+    "ppo": PpoConfig,
+    "opd": OpdConfig,
+    "sft": SftConfig,
+}
 TYPE_WORDS = {
     "int": "an integer",
     "float": "a number",

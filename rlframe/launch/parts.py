@@ -14,7 +14,7 @@ from rlframe.bad_steps import BadSteps
 from rlframe.cluster.demand import CRITIC, ENGINE, POLICY, has_critic
 from rlframe.cluster.preflight import SHARED_MEMORY
 from rlframe.cluster.shared_directory import check_shared
-from rlframe.config.schema import PpoConfig, SubAgentsConfig
+from rlframe.config.schema import OpdConfig, PpoConfig, RunConfig, SubAgentsConfig
 from rlframe.errors import UserError
 from rlframe.interfaces import RoleTrainer
 from rlframe.launch.black_box import black_box_spec
@@ -22,6 +22,8 @@ from rlframe.launch.job import Job
 from rlframe.learner import Learner
 from rlframe.model_costs.row_costs import RowCosts
 from rlframe.model_shapes.family import read_shape
+from rlframe.opd import Teaching
+from rlframe.teachers.manifest import read_manifest
 from rlframe.types import WeightManifest
 from rollout.compaction import INSTRUCTION, CompactionPolicy
 from rollout.engine.client import EXTRAS
@@ -31,7 +33,12 @@ from rollout.modes.white_box import Limits
 from rollout.service import RolloutPool
 from rollout.sub_agents import SubAgentPolicy
 from rollout.worker import WorkerSpec
-from trainer.objective import PolicyObjective, SftObjective, ValueObjective
+from trainer.objective import (
+    DistillationObjective,
+    PolicyObjective,
+    SftObjective,
+    ValueObjective,
+)
 from trainer.ranks.role import RankedRole
 from trainer.ranks.spec import ModelSource
 
@@ -48,7 +55,16 @@ def policy_of(job: Job, objective: PolicyObjective | SftObjective) -> RankedRole
         device=job.device,
         scheduling=job.options[POLICY],
         keeps_reference=isinstance(config.algorithm, PpoConfig) and config.algorithm.kl_coef > 0,
+        teachers=_teachers_on_ranks(config),
     )
+
+
+def _teachers_on_ranks(config: RunConfig) -> list[str]:
+    """Their checkpoints, in the manifest's order."""
+    algorithm = config.algorithm
+    if not isinstance(algorithm, OpdConfig) or algorithm.teachers_on != "ranks":
+        return []
+    return [teacher.checkpoint for teacher in read_manifest(config.teachers.manifest).teachers]
 
 
 def roles_of(job: Job, algorithm: PpoConfig) -> tuple[RankedRole, RankedRole | None]:
@@ -80,6 +96,7 @@ def learner_of(
     policy: RoleTrainer,
     critic: RoleTrainer | None,
     bad_steps: BadSteps,
+    teaching: Teaching | None = None,
 ) -> Learner:
     config = job.config
     return Learner(
@@ -92,6 +109,7 @@ def learner_of(
         ),
         bad_steps=bad_steps,
         seed=config.seed,
+        teaching=teaching,
     )
 
 
@@ -109,6 +127,20 @@ def policy_objective(job: Job, algorithm: PpoConfig) -> PolicyObjective:
         mask_above=algorithm.mask_above,
         kl_coef=algorithm.kl_coef if algorithm.kl_in == "loss" else 0.0,
         kl_estimator=algorithm.kl_estimator,
+        distillation=_distillation(algorithm),
+    )
+
+
+def _distillation(algorithm: PpoConfig) -> DistillationObjective | None:
+    """The sampled objective is an advantage, not a loss of its own."""
+    if not isinstance(algorithm, OpdConfig) or algorithm.objective == "sampled":
+        return None
+    return DistillationObjective(
+        divergence=algorithm.objective,
+        coef=algorithm.distill_coef,
+        beta=algorithm.jsd_beta,
+        temperature=algorithm.distill_temperature,
+        tail=algorithm.tail,
     )
 
 

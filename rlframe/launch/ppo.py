@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
+from typing import Protocol
 
 from rlframe.bad_steps import BadSteps
 from rlframe.checkpoints import Checkpoint
-from rlframe.config.schema import PpoConfig
+from rlframe.config.schema import OpdConfig, PpoConfig
 from rlframe.intake import Intake
 from rlframe.interfaces import RoleTrainer
 from rlframe.launch.job import Job
@@ -20,13 +21,32 @@ from rlframe.launch.parts import (
     weights_directory,
 )
 from rlframe.launch.report import report
+from rlframe.launch.teaching import (
+    Teachers,
+    service_of,
+    teachers_of,
+    teaching_of,
+    with_curriculum,
+)
 from rlframe.launch.watch import PpoWatcher
 from rlframe.loop import Loop
 from rlframe.metrics import Metrics
+from rlframe.opd import Teaching
 from rlframe.producer import Producer
 from rlframe.store import TrajectoryStore
+from rlframe.teaching import TeacherService
+from rlframe.types import Trajectory
 from rollout.service import RolloutPool
-from trainer.ranks.role import RankedRole
+
+OnFinished = Callable[[Sequence[Trajectory]], None]
+
+
+class Part(Protocol):
+    """What runs in processes of its own."""
+
+    def begin_start(self) -> None: ...
+    def wait_started(self, progress: Callable[[str], None]) -> None: ...
+    def close(self) -> None: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +58,11 @@ class Running:
     metrics: Metrics
     policy: RoleTrainer
     first_step: int
+    producer: Producer
+    rollouts: RolloutPool
+    weights_directory: str
+    """Where what engines read may lie."""
+    teachers: Teachers | None
 
 
 def run(job: Job) -> int:
@@ -57,20 +82,24 @@ def start(job: Job) -> Iterator[Running]:
     assert isinstance(algorithm, PpoConfig)
     checkpoint = job.checkpoints.latest()
     first_step = checkpoint.step if checkpoint else 0
+    teachers = teachers_of(job, algorithm) if isinstance(algorithm, OpdConfig) else None
     with ExitStack() as stack:
         store = stack.enter_context(closing(TrajectoryStore(job.directory.trajectories)))
         metrics = stack.enter_context(closing(job.metrics(after_step=first_step)))
         directory = stack.enter_context(weights_directory(job))
-        policy, critic, rollouts = _start_parts(job, algorithm, stack)
+        policy, critic, rollouts, service = _start_parts(job, algorithm, teachers, stack)
         if checkpoint is not None:
             job.view.say(f"going on after step {checkpoint.step}")
             load(checkpoint, policy, critic)
         publish = publisher(job, policy, directory)
         rollouts.sync(publish(first_step))
+        teaching, on_finished = _teaching(job, algorithm, teachers, service, stack)
+        bad_steps = BadSteps(algorithm.bad_step, algorithm.max_bad_steps, job.directory.bad_steps)
+        learner = learner_of(job, algorithm, policy, critic, bad_steps, teaching)
         producer = Producer(
             rollouts,
             store,
-            job.source,
+            with_curriculum(job.source, algorithm),
             batch_trajectories=algorithm.batch_trajectories,
             max_staleness=algorithm.max_staleness,
             version=first_step,
@@ -79,16 +108,24 @@ def start(job: Job) -> Iterator[Running]:
             over_admission=job.config.rollout.over_admission,
             rollouts_per_task=algorithm.rollouts_per_task,
             on_progress=job.view.progress,
+            on_finished=on_finished,
         )
         stack.callback(producer.close)
         producer.start()
         watcher = PpoWatcher(
-            job.config, job.source, producer, metrics, job.checkpoints, policy, critic
+            job.config,
+            job.source,
+            producer,
+            metrics,
+            job.checkpoints,
+            policy,
+            critic,
+            measure=learner.divergence if teaching else lambda attempts: {},
         )
-        bad_steps = BadSteps(algorithm.bad_step, algorithm.max_bad_steps, job.directory.bad_steps)
-        learner = learner_of(job, algorithm, policy, critic, bad_steps)
         loop = Loop(learner, rollouts, producer, metrics, watcher, publish)
-        yield Running(loop, watcher, metrics, policy, first_step)
+        yield Running(
+            loop, watcher, metrics, policy, first_step, producer, rollouts, directory, teachers
+        )
 
 
 def load(checkpoint: Checkpoint, policy: RoleTrainer, critic: RoleTrainer | None) -> None:
@@ -107,19 +144,33 @@ def _longest_trace(job: Job) -> int:
     return trainer.max_tokens_per_micro_batch * context
 
 
+def _teaching(
+    job: Job,
+    algorithm: PpoConfig,
+    teachers: Teachers | None,
+    service: TeacherService | None,
+    stack: ExitStack,
+) -> tuple[Teaching | None, OnFinished]:
+    if teachers is None or not isinstance(algorithm, OpdConfig):
+        return None, lambda finished: None
+    return teaching_of(job, algorithm, teachers, service, stack)
+
+
 def _start_parts(
-    job: Job, algorithm: PpoConfig, stack: ExitStack
-) -> tuple[RoleTrainer, RoleTrainer | None, RolloutPool]:
+    job: Job, algorithm: PpoConfig, teachers: Teachers | None, stack: ExitStack
+) -> tuple[RoleTrainer, RoleTrainer | None, RolloutPool, TeacherService | None]:
     """Engines and ranks start at the same time: all of them are mostly imports."""
     policy, critic = roles_of(job, algorithm)
     rollouts = rollouts_of(job)
+    service = service_of(job, teachers) if teachers is not None else None
     said: Callable[[str], None] = job.view.say
     said("starting engines and " + ("policy" if critic is None else "policy and critic"))
-    roles: list[RankedRole] = [policy] if critic is None else [policy, critic]
-    parts: list[RankedRole | RolloutPool] = [*roles, rollouts]
+    parts: list[Part] = [policy, rollouts]
+    parts[1:1] = [critic] if critic is not None else []
+    parts += [service] if service is not None else []
     for part in reversed(parts):
         stack.callback(part.close)
         part.begin_start()
     for part in parts:
         part.wait_started(said)
-    return policy, critic, rollouts
+    return policy, critic, rollouts, service

@@ -32,4 +32,4 @@ def precheck(config: RunConfig) -> None:
 
 def attempts_by(config: RunConfig) -> str:
     """`rollout.mode` of a run that makes attempts; empty for one that makes none (SFT)."""
-    return config.rollout.mode if config.algorithm.name == "ppo" else ""
+    return config.rollout.mode if config.algorithm.name != "sft" else ""

@@ -22,6 +22,7 @@ from rlframe.errors import UserError
 from rlframe.launch.job import Job, settle
 from rlframe.launch.parts import learner_of, roles_of
 from rlframe.launch.ppo import load
+from rlframe.launch.teaching import replayed_teaching
 from rlframe.metrics import STEP, Metrics, read
 from rlframe.run_directory import RunDirectory
 from rlframe.store import TrajectoryStore
@@ -81,7 +82,8 @@ def _replay(
             load(before[-1], policy, critic)
         job.view.say(f"from the weights after step {first}")
         notes = BadSteps("skip", max_in_a_row=step, directory=scratch)
-        learner = learner_of(job, algorithm, policy, critic, notes)
+        teaching = replayed_teaching(job, algorithm, stack)
+        learner = learner_of(job, algorithm, policy, critic, notes, teaching)
         for number in range(first, step):
             measured = learner.learn(_batch(store, number), number, metrics)
             metrics.log(number + 1, measured)

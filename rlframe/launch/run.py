@@ -11,7 +11,7 @@ from types import FrameType
 from rlframe.cluster import preflight
 from rlframe.config.schema import RunConfig
 from rlframe.errors import RunError
-from rlframe.launch import ppo, sft
+from rlframe.launch import distill, ppo, sft
 from rlframe.launch.job import settle
 
 TERMINATED = 143
@@ -30,6 +30,8 @@ def run(config: RunConfig) -> int:
         try:
             if config.algorithm.name == "sft":
                 return sft.run(job)
+            if config.algorithm.name == "opd":
+                return distill.run(job)
             return ppo.run(job)
         except KeyboardInterrupt:
             print(_kept(config, "Interrupted"), file=sys.stderr)

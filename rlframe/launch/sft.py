@@ -17,7 +17,7 @@ from rlframe.launch.job import Job
 from rlframe.launch.parts import policy_of
 from rlframe.launch.report import report
 from rlframe.sft import SftLoop
-from rlframe.types import NO_VERSION, Trace, TrainRow
+from rlframe.types import NO_VERSION, Demonstration, Trace, TrainRow
 from rollout.renderer import Renderer
 from trainer.objective import SftObjective
 
@@ -80,8 +80,12 @@ def run(job: Job) -> int:
 
 def _rows(job: Job, algorithm: SftConfig) -> tuple[Sequence[TrainRow], Sequence[TrainRow]]:
     """Rows to learn from, and rows held out. UserError for a demonstration that is too long."""
+    return split(rows_of(job, job.source.demonstrations(algorithm.demonstrations)))
+
+
+def rows_of(job: Job, shown: Sequence[Demonstration]) -> list[TrainRow]:
+    """One row a demonstration. UserError for one that is too long."""
     renderer = Renderer(str(job.model.directory), template_args=job.config.rollout.template_args)
-    shown = job.source.demonstrations(algorithm.demonstrations)
     traces = []
     for index, demonstration in enumerate(shown):
         ids, mask = renderer.demonstration(demonstration)
@@ -93,7 +97,11 @@ def _rows(job: Job, algorithm: SftConfig) -> tuple[Sequence[TrainRow], Sequence[
         zeros = np.zeros(len(ids), np.float32)
         versions = np.full(len(ids), NO_VERSION, np.int32)
         traces.append(Trace(ids, mask, rollout_logprobs=zeros, versions=versions))
-    rows = batch.bare_rows(traces)
+    return batch.bare_rows(traces)
+
+
+def split(rows: Sequence[TrainRow]) -> tuple[Sequence[TrainRow], Sequence[TrainRow]]:
+    """Rows to learn from, and one in `HELD_OUT_SHARE` held out where there are enough."""
     every = HELD_OUT_SHARE if len(rows) >= 2 * HELD_OUT_SHARE else len(rows) + 1
     held_out = rows[every - 1 :: every]
     return [row for i, row in enumerate(rows) if (i + 1) % every], held_out

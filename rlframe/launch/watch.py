@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -13,6 +13,7 @@ from rlframe.interfaces import RoleTrainer, TaskSource
 from rlframe.metrics import HELD_OUT, Metrics
 from rlframe.producer import Producer
 from rlframe.statistics import rewards_by_domain
+from rlframe.types import Trajectory
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +27,8 @@ class PpoWatcher:
     checkpoints: Checkpoints
     policy: RoleTrainer
     critic: RoleTrainer | None
+    measure: Callable[[Sequence[Trajectory]], Mapping[str, float]] = lambda attempts: {}
+    """What else is told of held-out attempts."""
 
     def after_step(self, step: int, metrics: Mapping[str, float]) -> None:
         last = step == self.config.steps
@@ -64,5 +67,6 @@ class PpoWatcher:
             reason = attempts[0].info.get("error", attempts[0].status.value) if attempts else "none"
             raise RunError(f"no held-out attempt could be scored; the first: {reason}")
         values = {f"held_out/{k}": v for k, v in rewards_by_domain(counted).items()}
+        values |= self.measure(counted)
         values["evaluation/lost"] = float(len(attempts) - len(counted))
         self.metrics.log(step, values, event=HELD_OUT)

@@ -19,7 +19,14 @@ from trainer.losses.policy import PolicyInputs, policy_loss
 from trainer.objective import PolicyObjective
 
 POSITIONS, VOCAB = 13, 17
-KINDS = [("reverse_kl", 0.5), ("forward_kl", 0.5), ("jsd", 0.1), ("jsd", 0.5), ("jsd", 0.0), ("jsd", 1.0)]
+KINDS = [
+    ("reverse_kl", 0.5),
+    ("forward_kl", 0.5),
+    ("jsd", 0.1),
+    ("jsd", 0.5),
+    ("jsd", 0.0),
+    ("jsd", 1.0),
+]
 
 
 def problem(*, seed=0, dtype=torch.float64, positions=POSITIONS, vocab=VOCAB):

@@ -114,7 +114,9 @@ class _Full(torch.autograd.Function):
             p = scaled(teacher(part), divergence.temperature)
             norm_q, norm_p = log_normaliser(q, split), log_normaliser(p, split)
             q, p = q - norm_q[:, None], p - norm_p[:, None]
-            sums = torch.stack([divergence.terms(q, p).sum(-1), divergence.slope_times_q(q, p).sum(-1)])
+            sums = torch.stack(
+                [divergence.terms(q, p).sum(-1), divergence.slope_times_q(q, p).sum(-1)]
+            )
             value, slope = split.reduce(sums)
             found.append(value)
             columns.append(torch.stack([norm_q, norm_p, slope]))

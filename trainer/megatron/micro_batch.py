@@ -13,6 +13,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from trainer.distillation_loss import TeacherStates
 from trainer.models.context import ALONE, ContextRank
 from trainer.models.packed import PackedBatch, packed_length
 from trainer.ranks.shard import RowShard, asked_tokens
@@ -26,8 +27,10 @@ class MicroBatch:
     asked: npt.NDArray[np.intp]  # [A] indices into the micro-batch's tokens, of all context ranks
     targets: Tensor  # [P] int64, the asked-for token ids
     mask: Tensor  # [P] bool; false only for the one dummy position of a micro-batch with A = 0
-    fields: dict[str, Tensor]  # each [P]
+    fields: dict[str, Tensor]  # each [P], or [P, k]
     traces: Tensor  # [P] int64, which of the micro-batch's rows each asked-for token is of
+    teacher: TeacherStates | None = None
+    """What the teachers that this rank holds computed, for a divergence in the loss."""
 
 
 def micro_batches(

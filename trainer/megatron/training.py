@@ -27,7 +27,9 @@ from trainer.megatron.micro_batch import MicroBatch, micro_batches
 from trainer.megatron.mtp_loss import MtpLosses
 from trainer.megatron.optimizer import guarded_step, make_optimizer, set_learning_rate, wrap_model
 from trainer.megatron.parallel import destroy_parallel, init_parallel
-from trainer.megatron.passes import LossFunction, forward_backward, forward_only
+from trainer.megatron.passes import LossFunction, Readout, forward_backward, forward_only
+from trainer.megatron.teacher_passes import TeacherPasses
+from trainer.megatron.teacher_weights import TeacherWeights
 from trainer.models.build import build_chunks
 from trainer.models.context import ContextRank
 from trainer.models.exported import exported, write_checkpoint
@@ -69,6 +71,14 @@ class Training:
         self._reference = (
             FrozenCopy(self.model) if spec.keeps_reference and spec.role == "policy" else None
         )
+        self._teachers: TeacherPasses | None = None
+        if spec.teachers and spec.role == "policy":
+            self._teachers = TeacherPasses(
+                self.model,
+                TeacherWeights(self.model, spec.teachers, seed=spec.model.seed),
+                self._micro_batches,
+                whole=layout.context > 1,
+            )
         chunk = model_chunks(self.model)[-1]
         self._losses = Losses(
             spec.objective,
@@ -103,10 +113,13 @@ class Training:
 
     def logprobs(self, shard: RowShard) -> Float32Array | None:
         """[T of the shard] log p of each token under `loss_mask`, 0 elsewhere."""
-        batches = self._micro_batches(shard)
-        self.model.eval()
-        outputs = forward_only(self._wrapped, batches, self._losses.read_logprobs)
-        return self._scatter(shard, batches, outputs)
+        return self._logprobs(shard, self._losses.read_logprobs)
+
+    def teacher_logprobs(self, shard: RowShard) -> Float32Array | None:
+        """As `logprobs`, each row by the teacher of its `teacher_index`, at temperature 1."""
+        assert self._teachers is not None, "RankSpec.teachers"
+        read = self._losses.read_teacher_logprobs
+        return self._teachers.logprobs(shard, lambda own: self._logprobs(own, read))
 
     def reference_logprobs(self, shard: RowShard) -> Float32Array | None:
         """As `logprobs`, of the weights that the role began with."""
@@ -124,6 +137,9 @@ class Training:
     def update(self, shard: RowShard, *, step: int, actions: int) -> dict[str, float] | None:
         """One optimizer step; `actions` of all data-parallel ranks together normalise the loss."""
         batches = self._micro_batches(shard)
+        if self._teachers is not None and "teacher_index" in shard.columns:
+            self.model.eval()
+            batches = self._teachers.with_states(self._wrapped, batches, shard)
         self.model.train()
         for chunk in self._wrapped:
             chunk.zero_grad_buffer()
@@ -174,6 +190,12 @@ class Training:
     def close(self) -> None:
         """Leaves the process groups, so that no peer sees a broken connection."""
         destroy_parallel()
+
+    def _logprobs(self, shard: RowShard, readout: Readout) -> Float32Array | None:
+        batches = self._micro_batches(shard)
+        self.model.eval()
+        outputs = forward_only(self._wrapped, batches, readout)
+        return self._scatter(shard, batches, outputs)
 
     def _micro_batches(self, shard: RowShard) -> tuple[MicroBatch, ...]:
         layout = self.spec.config.layout

@@ -105,21 +105,27 @@ class LanguageModel(GPTModel):  # type: ignore[misc]
             hidden_states = hidden_states.index_select(0, packed.output_positions)
         if self.role == "critic":
             return self.output_layer(hidden_states)  # type: ignore[no-any-return]
+        if packed.wants_hidden:
+            return hidden_states.squeeze(1)
         return self.logits(hidden_states)
 
     def logits(self, hidden_states: Tensor, *, trains_head: bool = True) -> Tensor:
         """[positions, 1, hidden] -> [positions, vocabulary columns of this rank]; last chunk only."""
-        weight = (
-            self.shared_embedding_or_output_weight()
-            if self.share_embeddings_and_output_weights
-            else self.output_layer.weight
-        )
+        weight = self.output_weight()
         weight = weight if trains_head else weight.detach()
         logits, _ = self.output_layer(hidden_states, weight=weight)
         start, end = self.vocab_range
         logits = logits.squeeze(1)
         # Only where there is padding: slicing costs a copy of the logits in the backward pass.
         return logits if end - start == logits.shape[1] else logits[:, : end - start]  # type: ignore[no-any-return]
+
+    def output_weight(self) -> Tensor:
+        """[vocabulary rows of this rank, padding included, hidden]; last chunk only."""
+        if self.share_embeddings_and_output_weights:
+            weight: Tensor = self.shared_embedding_or_output_weight()
+            return weight
+        own: Tensor = self.output_layer.weight
+        return own
 
 
 class ValueHead(torch.nn.Module):

@@ -82,6 +82,8 @@ class PackedBatch:
     """What each token's divergence counts in the indexers' loss: coefficient / tokens of the global batch."""
     indexer_losses: dict[int, IndexerLoss] = field(default_factory=dict, repr=False)
     """Per layer that owns an indexer: its loss, from its forward pass on."""
+    wants_hidden: bool = False
+    """Whether a policy's last chunk returns what its output layer would read, [P, hidden], in place of logits."""
     qkv_format: str = "packed"
     """Not Megatron's `thd`, which would loop over the sequences in Python."""
     _rotations: dict[tuple[int, float, torch.dtype], tuple[Tensor, Tensor]] = field(

@@ -17,7 +17,7 @@ from typing import Any
 from rlframe.types import Float32Array, WeightManifest
 from trainer.ranks.shard import RowShard
 from trainer.ranks.spec import Backend, RankInfo, RankSpec
-from trainer.ranks.training import RankTraining
+from trainer.ranks.training import HoldsTeachers, RankTraining
 
 WATCH = "watch"
 """The concurrency group of calls that never wait for the rank's work."""
@@ -74,6 +74,11 @@ class RoleRank:
 
     def reference_logprobs(self, shard: RowShard) -> Float32Array | None:
         return self._training.reference_logprobs(shard)
+
+    def teacher_logprobs(self, shard: RowShard) -> Float32Array | None:
+        training = self._training
+        assert isinstance(training, HoldsTeachers), "checked with the configuration"
+        return training.teacher_logprobs(shard)
 
     def values(self, shard: RowShard) -> Float32Array | None:
         return self._training.values(shard)

@@ -37,6 +37,7 @@ class RankedRole:
         device: str,
         scheduling: Sequence[Mapping[str, Any]],
         keeps_reference: bool = False,
+        teachers: Sequence[str] = (),
     ) -> None:
         """`scheduling`: Ray actor options, one a rank (placement group, CPUs, GPUs, resources)."""
         world_size = config.layout.world_size
@@ -60,6 +61,7 @@ class RankedRole:
                 collective_timeout_s=trainer.collective_timeout_s,
                 backend=cast(Backend, trainer.backend),
                 keeps_reference=keeps_reference,
+                teachers=tuple(teachers),
             )
             for rank in range(world_size)
         ]
@@ -96,6 +98,11 @@ class RankedRole:
         self, rows: Sequence[TrainRow], plan: BatchPlan
     ) -> RankCall[list[Float32Array]]:
         return self._read("reference_logprobs", rows, plan, ("loss_mask",))
+
+    def teacher_logprobs(
+        self, rows: Sequence[TrainRow], plan: BatchPlan
+    ) -> RankCall[list[Float32Array]]:
+        return self._read("teacher_logprobs", rows, plan, ("loss_mask", "teacher_index"))
 
     def values(self, rows: Sequence[TrainRow], plan: BatchPlan) -> RankCall[list[Float32Array]]:
         return self._read("values", rows, plan, ())

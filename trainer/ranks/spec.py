@@ -49,6 +49,8 @@ class RankSpec:
     """What trains the rank."""
     keeps_reference: bool = False
     """The policy keeps a copy of the weights that it begins with."""
+    teachers: tuple[str, ...] = ()
+    """Hugging Face checkpoint directories of the teachers whose weights a policy's ranks hold."""
 
     @property
     def world_size(self) -> int:

@@ -6,11 +6,20 @@ Every call is collective: all ranks of a role make the same calls in the same or
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from rlframe.types import Float32Array, WeightManifest
 from trainer.ranks.shard import RowShard
 from trainer.ranks.spec import RankInfo
+
+
+@runtime_checkable
+class HoldsTeachers(Protocol):
+    """A backend whose ranks hold the weights of teachers (`RankSpec.teachers`)."""
+
+    def teacher_logprobs(self, shard: RowShard) -> Float32Array | None:
+        """As `logprobs`, each row by the teacher of its `teacher_index`, at temperature 1."""
+        ...
 
 
 class RankTraining(Protocol):

@@ -4,7 +4,7 @@ YAML in `configs/` only holds values that differ from these defaults. A componen
 never the whole.
 """
 
-from rlframe.config.schema.algorithm import PpoConfig, SftConfig
+from rlframe.config.schema.algorithm import OpdConfig, PpoConfig, SftConfig
 from rlframe.config.schema.model import ModelConfig
 from rlframe.config.schema.rollout import (
     BlackBoxConfig,
@@ -37,6 +37,7 @@ __all__ = [
     "LoggingConfig",
     "ModelConfig",
     "MtpConfig",
+    "OpdConfig",
     "PolicyRoleConfig",
     "PpoConfig",
     "RoleConfig",

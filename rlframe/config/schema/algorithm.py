@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from rlframe.config.knob import knob
+
+Dict = dict[str, Any]
 
 
 @dataclass
@@ -132,6 +135,77 @@ class PpoConfig:
     )
     max_bad_steps: int = knob(
         3, help="bad steps in a row that bad_step=skip goes over", unit="steps", minimum=0
+    )
+
+
+@dataclass
+class OpdConfig(PpoConfig):
+    """On-policy distillation: rollouts of the student, scored by the teacher of their domain. PPO's knobs hold."""
+
+    name: str = knob("opd", help="which algorithm", allowed=("opd",))
+    objective: str = knob(
+        "sampled",
+        help="sampled: reverse KL at the sampled tokens, as an advantage; reverse_kl, forward_kl, jsd: "
+        "divergences of whole distributions, as losses",
+        allowed=("sampled", "reverse_kl", "forward_kl", "jsd"),
+    )
+    distill_coef: float = knob(
+        1.0, help="weight of the distillation beside the task's reward", minimum=0.0
+    )
+    distill_in: str = knob(
+        "advantage",
+        help="objective=sampled: advantage counts each token's own log ratio, reward sums those after it too "
+        "(through the estimator, with its critic)",
+        allowed=("advantage", "reward"),
+    )
+    jsd_beta: float = knob(
+        0.5,
+        help="objective=jsd: weight of the teacher in the mixture; 0: forward KL, 1: reverse KL",
+        minimum=0.0,
+        maximum=1.0,
+    )
+    top_k: int = knob(
+        0,
+        help="divergences over so many of the teacher's likeliest tokens; 0: the whole vocabulary",
+        unit="tokens",
+        minimum=0,
+    )
+    tail: str = knob(
+        "bucket",
+        help="what top_k leaves out: bucket makes one outcome of it, renormalise forgets it",
+        allowed=("bucket", "renormalise"),
+    )
+    distill_temperature: float = knob(
+        1.0, help="of both distributions in a divergence", minimum=0.0
+    )
+    task_reward: bool = knob(False, help="learn from the task's reward too, as PPO does")
+    critic: bool = knob(
+        True, help="a critic where there is a reward to predict and the estimator is gae"
+    )
+    teachers_on: str = knob(
+        "engines",
+        help="engines: SGLang servers (`teachers.*`), any architecture; ranks: weights in the CPU memory of "
+        "the policy's ranks, of its architecture, for divergences of the whole vocabulary",
+        allowed=("engines", "ranks"),
+    )
+    several_teachers: str = knob(
+        "mixture",
+        help="of a domain with several teachers: mixture draws one for each trajectory, by the manifest's "
+        "weights; best takes the one with the highest held-out reward there, found out at the start",
+        allowed=("mixture", "best"),
+    )
+    domain_weights: Dict = knob(
+        factory=dict, help="how much a domain's distillation counts: {DOMAIN: weight}; others: 1"
+    )
+    curriculum: Dict = knob(
+        factory=dict,
+        help="shares of the domains among the tasks, from a step on: {STEP: {DOMAIN: weight}}; "
+        "empty: as the environment mixes them",
+    )
+    compare: bool = knob(
+        True,
+        help="evaluate every teacher, and the average of their weights, in the student's engines at the "
+        "start, for the report",
     )
 
 
