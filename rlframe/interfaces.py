@@ -219,7 +219,8 @@ class RoleTrainer(Protocol):
         ...
 
     def layout(self) -> Mapping[str, int]:
-        """`{"data": d, "tensor": t, "pipeline": p}`."""
+        """`{"data": d, "tensor": t, "pipeline": p}`, and where they are not 1 `context` and `multiple_of`,
+        what a packed row's length must divide by."""
         ...
 
     def logprobs(self, rows: Sequence[TrainRow], plan: BatchPlan) -> Pending[list[Float32Array]]:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from rlframe import bad_steps, batch, loss_weights, packing, statistics
+from rlframe import bad_steps, batch, loss_weights, shared_packing, statistics
 from rlframe.bad_steps import BadSteps
 from rlframe.config.schema import PpoConfig
 from rlframe.credit import Credit, CreditRules, assign_credit
@@ -23,6 +23,7 @@ from rlframe.group_credit import assign_group_credit
 from rlframe.interfaces import Pending, RoleTrainer
 from rlframe.metrics import Metrics
 from rlframe.opd import Teaching
+from rlframe.planning import plan_rows
 from rlframe.reference_kl import kl_rewards
 from rlframe.types import BatchPlan, Float32Array, Trace, TrainRow, Trajectory
 
@@ -38,6 +39,8 @@ class Read:
     ref_logprobs: list[Float32Array] | None
     taught: list[Taught] | None = None
     """By the teachers, where there are any."""
+    shared_tokens: float = 0.0
+    """Of all tokens, the share that the policy computed with another trace's."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +56,8 @@ class Learner:
     bad_steps: BadSteps
     seed: int
     teaching: Teaching | None = None
+    share_prefixes: bool = False
+    """Rows that begin alike go into the same micro-batches, where that is computed once."""
 
     def learn(
         self, trajectories: Sequence[Trajectory], step: int, metrics: Metrics
@@ -81,6 +86,7 @@ class Learner:
             "left_out/stale": kept.stale,
             "left_out/rejected": kept.rejected,
             "left_out/bad_step": float(bool(reason)),
+            **({"batch/shared_tokens": read.shared_tokens} if self.share_prefixes else {}),
             **updated,
         }
 
@@ -109,6 +115,9 @@ class Learner:
             values.result() if values else [np.zeros(len(t), np.float32) for t in traces],
             reference.result() if reference else None,
             taught,
+            shared_packing.shared_share([r.token_ids for r in rows], plan)
+            if self.share_prefixes
+            else 0.0,
         )
 
     def _credit(
@@ -209,13 +218,12 @@ class Learner:
         return role.update(rows, self._plan(role, rows), step)
 
     def _plan(self, role: RoleTrainer, rows: Sequence[TrainRow]) -> BatchPlan:
-        layout = role.layout()
-        return packing.plan(
-            [len(row.token_ids) for row in rows],
-            data_parallel=layout["data"],
+        return plan_rows(
+            rows,
+            role.layout(),
             max_tokens=self.max_tokens_per_micro_batch,
-            costs=self.row_costs([len(row.token_ids) for row in rows]),
-            context=layout.get("context", 1),
+            row_costs=self.row_costs,
+            share_prefixes=self.share_prefixes,
         )
 
 

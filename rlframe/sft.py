@@ -7,10 +7,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from rlframe import packing
 from rlframe.interfaces import RoleTrainer
 from rlframe.loop import Watcher
 from rlframe.metrics import Metrics, series
+from rlframe.planning import plan_rows
 from rlframe.types import BatchPlan, TrainRow
 
 SMOOTHED_OVER = 3
@@ -44,6 +44,7 @@ class SftLoop:
     eval_every: int
     stop_below_loss: float
     seed: int
+    share_prefixes: bool = False
 
     def run(self, *, first_step: int, steps: int) -> int:
         """Returns how many steps are done: fewer than `steps` where the held-out loss was low enough.
@@ -90,8 +91,9 @@ class SftLoop:
         return -float(np.concatenate(chosen).mean(dtype=np.float64))
 
     def _plan(self, rows: Sequence[TrainRow]) -> BatchPlan:
-        return packing.plan(
-            [len(row.token_ids) for row in rows],
-            data_parallel=self.policy.layout()["data"],
+        return plan_rows(
+            rows,
+            self.policy.layout(),
             max_tokens=self.max_tokens_per_micro_batch,
+            share_prefixes=self.share_prefixes,
         )

@@ -121,6 +121,31 @@ def _estimator(config: RunConfig) -> None:
             )
 
 
+def _prefixes(config: RunConfig) -> None:
+    trainer, given = config.trainer, "trainer.share_prefixes=true"
+    if not trainer.share_prefixes:
+        return
+    if trainer.backend != "megatron":
+        raise UserError(
+            f"{given} is not there in trainer.backend={trainer.backend}: set it to false, or use megatron"
+        )
+    for key, mode, off in (
+        ("mtp", trainer.policy.mtp.mode, "off"),
+        ("indexer", trainer.policy.indexer.mode, "frozen"),
+    ):
+        if mode != off:
+            raise UserError(
+                f"{given} with trainer.policy.{key}.mode={mode}: its loss is a mean over the tokens of whole "
+                f"rows. Set trainer.share_prefixes=false, or trainer.policy.{key}.mode={off}"
+            )
+    for name, role in (("policy", trainer.policy), ("critic", trainer.critic)):
+        if role.transformer.get("moe_router_bias_update_rate"):
+            raise UserError(
+                f"{given}: trainer.{name}.transformer.moe_router_bias_update_rate counts the tokens of whole "
+                "rows. Set trainer.share_prefixes=false, or the rate to 0"
+            )
+
+
 def _staleness(config: RunConfig) -> None:
     if (
         config.algorithm.name != "sft"
@@ -192,6 +217,7 @@ CHECKS: tuple[Callable[[RunConfig], None], ...] = (
     _sampling,
     _batches,
     _estimator,
+    _prefixes,
     _staleness,
     check_resources,
     check_engines,

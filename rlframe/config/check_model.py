@@ -102,11 +102,13 @@ def check_lengths(config: RunConfig) -> None:
     context = rollout.max_context_tokens
     given = f"rollout.max_context_tokens={context}"
     for name, role in (("policy", config.trainer.policy), ("critic", config.trainer.critic)):
-        if context > cap * role.layout.context:
+        holds = role.layout.capacity(cap)
+        if context > holds:
             raise UserError(
-                f"{given} is above trainer.max_tokens_per_micro_batch={cap} times "
-                f"trainer.{name}.layout.context={role.layout.context}: a trace must fit into one "
-                "micro-batch, which context parallelism splits"
+                f"{given} is above the {holds} tokens of a micro-batch "
+                f"(trainer.max_tokens_per_micro_batch={cap} times trainer.{name}.layout.context="
+                f"{role.layout.context}, in multiples of {role.layout.multiple_of}): a trace must fit into "
+                "one micro-batch, which context parallelism splits"
             )
     positions = model_shape(config.model).get("max_position_embeddings")
     if positions is not None and context > positions:

@@ -110,6 +110,7 @@ def learner_of(
         bad_steps=bad_steps,
         seed=config.seed,
         teaching=teaching,
+        share_prefixes=config.trainer.share_prefixes,
     )
 
 

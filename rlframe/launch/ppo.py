@@ -140,8 +140,8 @@ def load(checkpoint: Checkpoint, policy: RoleTrainer, critic: RoleTrainer | None
 def _longest_trace(job: Job) -> int:
     """What a micro-batch of every role holds."""
     trainer = job.config.trainer
-    context = min(trainer.policy.layout.context, trainer.critic.layout.context)
-    return trainer.max_tokens_per_micro_batch * context
+    layouts = (trainer.policy.layout, trainer.critic.layout)
+    return min(layout.capacity(trainer.max_tokens_per_micro_batch) for layout in layouts)
 
 
 def _teaching(

@@ -71,6 +71,7 @@ def run(job: Job) -> int:
             eval_every=job.config.logging.eval_every,
             stop_below_loss=algorithm.stop_below_loss,
             seed=job.config.seed,
+            share_prefixes=job.config.trainer.share_prefixes,
         ).run(first_step=first_step, steps=job.config.steps)
         saver.save(done)
         job.view.phase("export")

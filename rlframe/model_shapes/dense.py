@@ -85,15 +85,14 @@ class DenseShape:
 def refuse_glm_sizes(layout: LayoutConfig, key: str) -> None:
     """Raises UserError for a way to split a model that only GLM has here."""
     for name, given in (
-        ("context", layout.context > 1),
         ("expert", layout.expert > 1),
         ("virtual_pipeline", layout.virtual_pipeline > 1),
         ("pipeline_layers", bool(layout.pipeline_layers)),
     ):
         if given:
             raise UserError(
-                f"{key}.{name} is for models of type glm_moe_dsa; this one can be split by data, tensor "
-                "and pipeline."
+                f"{key}.{name} is for models of type glm_moe_dsa; this one can be split by data, tensor, "
+                "context and pipeline."
             )
 
 

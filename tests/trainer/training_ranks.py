@@ -13,7 +13,7 @@ from rlframe.types import BatchPlan, TrainRow
 from trainer.megatron.parallel import init_parallel
 from trainer.megatron.training import Training
 from trainer.models.hf_bridge import export_hf
-from trainer.objective import COLUMNS
+from trainer.objective import COLUMNS, OPTIONAL_COLUMNS
 from trainer.ranks.shard import RowShard, cut
 
 
@@ -40,7 +40,9 @@ def update(
     training: Training, rows: Sequence[TrainRow], plan: BatchPlan, *, step: int
 ) -> dict[str, float] | None:
     """As `RankedRole.update` calls it."""
-    columns = COLUMNS[type(training.spec.objective)]
+    objective = type(training.spec.objective)
+    given = [name for name in OPTIONAL_COLUMNS[objective] if rows[0].has(name)]
+    columns = (*COLUMNS[objective], *given)
     actions = sum(int(row.loss_mask.sum()) for row in rows)
     return training.update(own_shard(training, rows, plan, columns), step=step, actions=actions)
 
@@ -59,3 +61,17 @@ def randomise_biases(model: torch.nn.Module) -> None:
             if hasattr(layer.mlp, "router"):
                 generator = torch.Generator().manual_seed(layer.layer_number)
                 layer.mlp.router.expert_bias.normal_(0.0, 0.02, generator=generator)
+
+
+def gradients_of(training: Training) -> dict[str, np.ndarray[Any, Any]]:
+    """Of the last update, whole, by Hugging Face name, on rank 0; collective. The role's
+    `ddp.use_distributed_optimizer` must be false, or a rank has only its own part of the sum."""
+    trained = [p for p in training.model.parameters() if p.requires_grad]
+    weights = [p.data for p in trained]
+    for parameter in trained:
+        parameter.data = parameter.main_grad
+    gradients = parameters(training)
+    for parameter, weight in zip(trained, weights, strict=True):
+        parameter.data = weight
+    frozen = (".indexer.", "correction_bias")
+    return {n: g for n, g in gradients.items() if not any(f in n for f in frozen)}

@@ -2,6 +2,8 @@
 
 Only the asked-for tokens go through the output layer: the logits (or the value) of token t are read at
 position t - 1, so a prompt costs no logits. A = asked-for tokens; P = max(A, 1) output positions.
+
+Where prefixes are shared, several tokens may be read at one position: those that follow it in each row.
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from rlframe.prefixes import Forest
 from trainer.distillation_loss import TeacherStates
 from trainer.models.context import ALONE, ContextRank
 from trainer.models.packed import PackedBatch, packed_length
@@ -24,7 +27,8 @@ class MicroBatch:
     """`fields` are the shard's columns at the asked-for tokens."""
 
     packed: PackedBatch
-    asked: npt.NDArray[np.intp]  # [A] indices into the micro-batch's tokens, of all context ranks
+    tokens: int  # of the micro-batch's rows, each of them whole
+    asked: npt.NDArray[np.intp]  # [A] indices into these, of all context ranks
     targets: Tensor  # [P] int64, the asked-for token ids
     mask: Tensor  # [P] bool; false only for the one dummy position of a micro-batch with A = 0
     fields: dict[str, Tensor]  # each [P], or [P, k]
@@ -40,34 +44,44 @@ def micro_batches(
     device: torch.device,
     context: ContextRank = ALONE,
     group_of: int = 1,
+    share_prefixes: bool = False,
 ) -> tuple[MicroBatch, ...]:
     """All micro-batches of a shard.
 
     `multiple_of`: what a context-parallel rank's packed length must divide by. `group_of`: what the
     number of micro-batches must divide by; empty ones (of padding alone) fill the last group.
+    `share_prefixes`: what rows of a micro-batch begin with is in its packed row once.
     """
     pieces = list(shard.micro_batches())
     empty = RowShard(shard.lengths[:0], (0,), {n: c[:0] for n, c in shard.columns.items()})
     pieces += [empty] * (-len(pieces) % group_of)
-    return tuple(_micro_batch(piece, multiple_of, device, context) for piece in pieces)
+    return tuple(
+        _micro_batch(piece, multiple_of, device, context, share_prefixes) for piece in pieces
+    )
 
 
 def _micro_batch(
-    piece: RowShard, multiple_of: int, device: torch.device, context: ContextRank
+    piece: RowShard, multiple_of: int, device: torch.device, context: ContextRank, share: bool
 ) -> MicroBatch:
     """Of the asked-for tokens, those whose logits this context-parallel rank computes."""
+    token_rows, tokens = piece.token_rows(), int(piece.lengths.sum())
+    forest = Forest.of(token_rows) if share else None
     asked = asked_tokens(piece)
-    own = context.rows(packed_length(int(piece.lengths.sum()), multiple_of * context.parts))
+    at = asked - 1 if forest is None else forest.slots[asked - 1]
+    packed_tokens = tokens if forest is None else forest.tokens
+    own = context.rows(packed_length(packed_tokens, multiple_of * context.parts))
     if context.size > 1:
-        asked = asked[np.isin(asked - 1, own, assume_unique=True)]
+        here = np.isin(at, own)
+        asked, at = asked[here], at[here]
     empty = len(asked) == 0
-    positions = own[:1] if empty else asked - 1
+    positions = own[:1] if empty else at
     packed = PackedBatch.from_rows(
-        piece.token_rows(),
+        token_rows,
         multiple_of=multiple_of,
         output_positions=positions,
         device=device,
         context=context,
+        forest=forest,
     )
 
     rows = np.repeat(np.arange(len(piece.lengths)), piece.lengths)
@@ -80,6 +94,7 @@ def _micro_batch(
     names = [n for n in piece.columns if n not in ("token_ids", "loss_mask")]
     return MicroBatch(
         packed=packed,
+        tokens=tokens,
         asked=asked,
         targets=take("token_ids").long(),
         mask=torch.full((len(positions),), not empty, dtype=torch.bool, device=device),

@@ -206,6 +206,7 @@ class Training:
             context=self._context,
             # Megatron's interleaved schedule takes them in groups of as many as there are stages.
             group_of=layout.pipeline if layout.virtual_pipeline > 1 else 1,
+            share_prefixes=self.spec.share_prefixes,
         )
 
     def _scatter(
@@ -218,7 +219,7 @@ class Training:
         start = 0
         for batch, output in zip(batches, outputs, strict=True):
             column[start + batch.asked] = output.float().cpu().numpy()[: len(batch.asked)]
-            start += batch.packed.num_tokens
+            start += batch.tokens
         if self._context.size > 1:
             # Each has the results of its own tokens, and zeros elsewhere.
             whole = torch.from_numpy(column).to(self._device)

@@ -31,6 +31,13 @@ class ContextRank:
         pieces = np.arange(total).reshape(self.parts, -1)
         return np.concatenate((pieces[self.rank], pieces[-1 - self.rank]))
 
+    def pieces(self, total: int) -> tuple[tuple[int, int], ...]:
+        """Where each piece of `rows(total)` begins and ends, ascending."""
+        if self.size == 1:
+            return ((0, total),)
+        length, last = total // self.parts, self.parts - 1 - self.rank
+        return tuple((k * length, (k + 1) * length) for k in (self.rank, last))
+
     def order(self, total: int) -> npt.NDArray[np.int64]:
         """[total]: where each token of the row stands when all ranks' tokens are put end to end."""
         ends = [ContextRank(rank, self.size).rows(total) for rank in range(self.size)]

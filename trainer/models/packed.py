@@ -2,7 +2,8 @@
 
 The row travels through Megatron's GPTModel as `packed_seq_params`. Megatron only asks it for its
 `qkv_format`; attention reads the rest: where sequences begin (`cu_seqlens`), how they are grouped into
-blocks, the rotary angles of each position, and, for sparse attention, the ids of this micro-batch.
+blocks, what they share, the rotary angles of each position, and, for sparse attention, the ids of this
+micro-batch.
 """
 
 from __future__ import annotations
@@ -17,29 +18,16 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from rlframe.prefixes import Forest
+from trainer.models.blocks import Block, blocks_of
 from trainer.models.context import ALONE, ContextRank
+from trainer.models.runs import Paths, Runs
 from trainer.models.shared_ids import SharedIds
 
 if TYPE_CHECKING:
     from trainer.models.glm.indexer_loss import IndexerLoss
 
 PADDING_TOKEN = 0
-
-
-@dataclass(frozen=True, slots=True)
-class Block:
-    """Sequences of similar length, side by side, padded on the right to the longest.
-
-    gather [rows * length]: the packed position of each slot (padding slots repeat a real position);
-    slots [tokens]: where in the block its tokens are, in the order of `tokens`;
-    tokens [tokens]: the packed positions of the block's tokens.
-    """
-
-    rows: int
-    length: int
-    gather: Tensor
-    slots: Tensor
-    tokens: Tensor
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -59,7 +47,9 @@ class PackedBatch:
     multiple of the tensor-parallel size; `num_tokens` does not count it.
 
     With context parallelism a rank has T of the row's tokens (`rows` says which); `cu_seqlens`,
-    `max_length` and `num_tokens` are of the whole row.
+    `max_length` and `num_tokens` are of the whole row. Where sequences share what they begin with
+    (`forest`), a sequence in the row is what a row adds, its positions go on from what it shares, and
+    `max_length` counts that too.
     """
 
     token_ids: Tensor  # [T] int64
@@ -71,6 +61,8 @@ class PackedBatch:
         None  # [P] int64, indices into this rank's; None: every position
     )
     context: ContextRank = ALONE
+    paths: Paths | None = None
+    """What each sequence goes on from; None: nothing."""
     given_ids: Mapping[int, Tensor] = field(default_factory=dict)
     """Per layer (0-based) that owns an indexer: the ids to use instead of its choice, [T, k] int32, numbers
     of rows of the whole packed row, -1 where there is none. For replaying an engine's."""
@@ -99,32 +91,35 @@ class PackedBatch:
         output_positions: npt.NDArray[np.integer[Any]] | None = None,
         device: torch.device | str = "cpu",
         context: ContextRank = ALONE,
+        forest: Forest | None = None,
     ) -> PackedBatch:
-        """Pack token ids. No rows at all make one sequence of padding.
+        """Pack token ids. No rows at all make one sequence of padding. `forest` is of these rows.
 
         `multiple_of`: the tensor-parallel size with sequence parallelism. `output_positions`: indices
         into the packed row where logits or values are wanted, all on this context-parallel rank; all
         positions if None.
         """
-        lengths = [len(row) for row in rows if len(row)]
+        pieces = list(rows) if forest is None else _own_pieces(rows, forest)
+        lengths = [len(piece) for piece in pieces if len(piece)]
         num_tokens = sum(lengths)
         padding = packed_length(num_tokens, multiple_of * context.parts) - num_tokens
         ids = np.full(num_tokens + padding, PADDING_TOKEN, dtype=np.int64)
         if num_tokens:
-            np.concatenate(rows, out=ids[:num_tokens], casting="same_kind")
+            np.concatenate(pieces, out=ids[:num_tokens], casting="same_kind")
         if padding:
             lengths.append(padding)
         starts = np.concatenate(([0], np.cumsum(lengths)))
-        positions = np.arange(len(ids)) - np.repeat(starts[:-1], lengths)
+        paths = Paths.plain(starts) if forest is None else Paths.of(forest, padding=padding)
         own = context.rows(len(ids))
         if output_positions is not None:
             output_positions = np.searchsorted(own, output_positions)
         return cls(
             token_ids=torch.from_numpy(ids[own]).to(device),
-            positions=torch.from_numpy(positions[own]).to(device),
+            positions=torch.from_numpy(paths.positions[own]).to(device),
             context=context,
+            paths=None if forest is None else paths,
             cu_seqlens=torch.from_numpy(starts.astype(np.int32)).to(device),
-            max_length=max(lengths),
+            max_length=int(np.diff(paths.starts).max()),
             num_tokens=num_tokens,
             output_positions=(
                 None
@@ -150,7 +145,33 @@ class PackedBatch:
     def blocks(self) -> tuple[Block, ...]:
         """How attention without a varlen kernel lays the sequences out; made on first use."""
         starts = self.cu_seqlens.cpu().numpy().astype(np.int64)
-        return _blocks(starts[:-1], np.diff(starts), self.token_ids.device)
+        return blocks_of(starts[:-1], np.diff(starts), self.token_ids.device)
+
+    @cached_property
+    def runs(self) -> Runs | None:
+        """This rank's queries and what they see; None: a sequence sees itself, and is all here."""
+        if self.paths is None and self.context.size == 1:
+            return None
+        paths = self.paths or Paths.plain(self.cu_seqlens.cpu().numpy())
+        return Runs.of(paths, self.context, self.token_ids.device)
+
+    @cached_property
+    def path_keys(self) -> Tensor | None:
+        """[K'] the tokens of all paths, path by path, as positions in the whole row: where a query may look
+        is one piece of this (`key_range`). None: the whole row is that already."""
+        if self.paths is None:
+            return None
+        return torch.from_numpy(self.paths.keys).to(self.token_ids.device)
+
+    @cached_property
+    def key_range(self) -> tuple[Tensor, Tensor]:
+        """[T], [T]: the first and the last of `path_keys` (of the whole row) that each token sees."""
+        if self.paths is None:
+            last = self.rows
+        else:
+            places = self.paths.places[self.context.rows(int(self.paths.ends[-1]))]
+            last = torch.from_numpy(places).to(self.token_ids.device)
+        return last - self.positions, last
 
     @cached_property
     def rows(self) -> Tensor:
@@ -183,6 +204,13 @@ class PackedBatch:
         if key not in self._rotations:
             self._rotations[key] = _rotation(self.positions, head_dim, theta, dtype)
         return self._rotations[key]
+
+
+def _own_pieces(
+    rows: Sequence[npt.NDArray[np.integer[Any]]], forest: Forest
+) -> list[npt.NDArray[np.integer[Any]]]:
+    """What each row adds, as they are laid out."""
+    return [rows[row][shared:] for row, shared in zip(forest.order, forest.shared, strict=True)]
 
 
 def packed_length(num_tokens: int, multiple_of: int) -> int:
@@ -226,40 +254,4 @@ def _rotation(
     return (
         cos.to(dtype)[positions].unsqueeze(1),
         sin.to(dtype)[positions].unsqueeze(1),
-    )
-
-
-def _blocks(
-    starts: npt.NDArray[np.int64], lengths: npt.NDArray[np.int64], device: torch.device
-) -> tuple[Block, ...]:
-    """Longest first; a block takes sequences down to three quarters of its longest one."""
-    order = np.argsort(-lengths, kind="stable")
-    blocks = []
-    first = 0
-    while first < len(order):
-        longest = lengths[order[first]]
-        shortest_allowed = longest - max(16, longest // 4)
-        last = first
-        while last < len(order) and lengths[order[last]] >= shortest_allowed:
-            last += 1
-        members = np.sort(order[first:last])
-        blocks.append(_block(starts[members], lengths[members], device))
-        first = last
-    return tuple(blocks)
-
-
-def _block(
-    starts: npt.NDArray[np.int64], lengths: npt.NDArray[np.int64], device: torch.device
-) -> Block:
-    rows, length = len(starts), int(lengths.max())
-    columns = np.arange(length)
-    within = np.minimum(columns, lengths[:, None] - 1)
-    real = columns < lengths[:, None]
-    gather = starts[:, None] + within
-    return Block(
-        rows=rows,
-        length=length,
-        gather=torch.from_numpy(gather.reshape(-1)).to(device),
-        slots=torch.from_numpy(np.flatnonzero(real)).to(device),
-        tokens=torch.from_numpy(gather[real]).to(device),
     )

@@ -3,6 +3,9 @@
 16-bit on CUDA: torch's varlen (flash) attention on the row as it is. Otherwise: sequences of similar
 length side by side in blocks that are padded on the right, inside the attention only. Causal attention
 never looks right, so the padding needs no mask.
+
+Where a sequence goes on from one that others share, or is split over context-parallel ranks, its keys are
+put together from where they are (`trainer.models.runs`), and attention is causal from the end of both.
 """
 
 from __future__ import annotations
@@ -12,10 +15,14 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F  # noqa: N812
+from megatron.core.process_groups_config import ProcessGroupCollection
+from megatron.core.tensor_parallel import gather_from_sequence_parallel_region
 from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor
 
-from trainer.models.packed import Block, PackedBatch
+from trainer.models.blocks import Block
+from trainer.models.packed import PackedBatch
+from trainer.models.runs import Runs
 
 
 class PackedAttention(torch.nn.Module):
@@ -25,8 +32,16 @@ class PackedAttention(torch.nn.Module):
     instead of twice per layer, at each token's position in its own sequence.
     """
 
-    def __init__(self, config: TransformerConfig, *, rope_theta: float, **_: Any) -> None:
+    def __init__(
+        self,
+        config: TransformerConfig,
+        *,
+        rope_theta: float,
+        pg_collection: ProcessGroupCollection | None = None,
+        **_: Any,
+    ) -> None:
         super().__init__()
+        self._context_group = None if pg_collection is None else pg_collection.cp
         self.rope_theta = rope_theta
         self.scale = config.softmax_scale
 
@@ -44,32 +59,47 @@ class PackedAttention(torch.nn.Module):
         q, k, v = query.squeeze(1), key.squeeze(1), value.squeeze(1)
         cos, sin = packed.rotation(q.shape[-1], self.rope_theta, q.dtype)
         q, k = (_Rotate.apply(x, cos, sin) for x in (q, k))  # type: ignore[no-untyped-call]
+        if packed.context.size > 1:
+            k, v = (self._of_all_ranks(x, packed) for x in (k, v))
         out = causal_attention(q, k, v, packed, scale=self.scale)
         return out.reshape(out.shape[0], 1, -1)
+
+    def _of_all_ranks(self, own: Tensor, packed: PackedBatch) -> Tensor:
+        """[T, ...] of this context-parallel rank -> [K, ...] of all, in the order of the packed row."""
+        gathered = gather_from_sequence_parallel_region(own.contiguous(), group=self._context_group)
+        return gathered.index_select(0, packed.order)  # type: ignore[no-any-return]
 
 
 def causal_attention(
     q: Tensor, k: Tensor, v: Tensor, packed: PackedBatch, *, scale: float | None
 ) -> Tensor:
-    """[T, heads, dim] of queries, keys and values (of fewer heads, where queries share them) -> [T, heads,
-    dim of values]. `scale` None: dim^-1/2."""
+    """[T, heads, dim] of queries, [K, ...] keys and values (of fewer heads, where queries share them) -> [T,
+    heads, dim of values]. K: tokens of the whole packed row. `scale` None: dim^-1/2."""
     has_kernel = q.is_cuda and q.dtype in (torch.bfloat16, torch.float16)
-    attend = _varlen if has_kernel and q.shape[-1] == v.shape[-1] else _by_blocks
-    return attend(q, k, v, packed, scale)
+    if has_kernel and q.shape[-1] == v.shape[-1]:
+        return _varlen(q, k, v, packed, scale)
+    if packed.runs is not None:
+        return _by_runs(q, k, v, packed.runs, scale)
+    return _by_blocks(q, k, v, packed, scale)
 
 
 def _varlen(q: Tensor, k: Tensor, v: Tensor, packed: PackedBatch, scale: float | None) -> Tensor:
+    """Flash attention aligns fewer queries than keys at the end, since its version 2.1."""
     from torch.nn.attention.varlen import varlen_attn
 
-    ends, longest = packed.cu_seqlens, packed.max_length
+    ends = key_ends = packed.cu_seqlens
+    longest = longest_keys = packed.max_length
+    if packed.runs is not None:
+        ends, key_ends, keys, longest, longest_keys = packed.runs.cumulative
+        k, v = k.index_select(0, keys), v.index_select(0, keys)
     out = varlen_attn(
         q,
         k,
         v,
         ends,
-        ends,
+        key_ends,
         longest,
-        longest,
+        longest_keys,
         scale=scale,
         window_size=(-1, 0),
         enable_gqa=q.shape[1] != k.shape[1],
@@ -87,6 +117,26 @@ def _by_blocks(q: Tensor, k: Tensor, v: Tensor, packed: PackedBatch, scale: floa
             kb.transpose(1, 2),
             vb.transpose(1, 2),
             is_causal=True,
+            scale=scale,
+            enable_gqa=q.shape[1] != k.shape[1],
+        )
+        outs.append(out.transpose(1, 2))
+    return _from_blocks(outs, blocks)
+
+
+def _by_runs(q: Tensor, k: Tensor, v: Tensor, runs: Runs, scale: float | None) -> Tensor:
+    """Keys stand in as many slots as there are runs that see them: their gradients add up."""
+    blocks = tuple(block.queries for block in runs.blocks)
+    outs = []
+    for qb, block in zip(_to_blocks(q, blocks), runs.blocks, strict=True):
+        size = (block.queries.rows, -1)
+        kb, vb = (x.index_select(0, block.keys).view(*size, *x.shape[1:]) for x in (k, v))
+        out = F.scaled_dot_product_attention(
+            qb.transpose(1, 2),
+            kb.transpose(1, 2),
+            vb.transpose(1, 2),
+            attn_mask=block.mask,
+            is_causal=block.mask is None,
             scale=scale,
             enable_gqa=q.shape[1] != k.shape[1],
         )

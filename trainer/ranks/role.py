@@ -62,6 +62,7 @@ class RankedRole:
                 backend=cast(Backend, trainer.backend),
                 keeps_reference=keeps_reference,
                 teachers=tuple(teachers),
+                share_prefixes=trainer.share_prefixes,
             )
             for rank in range(world_size)
         ]
@@ -89,7 +90,7 @@ class RankedRole:
         )
 
     def layout(self) -> Mapping[str, int]:
-        return self._specs[0].layout
+        return {**self._specs[0].layout, "multiple_of": self._specs[0].config.layout.multiple_of}
 
     def logprobs(self, rows: Sequence[TrainRow], plan: BatchPlan) -> RankCall[list[Float32Array]]:
         return self._read("logprobs", rows, plan, ("loss_mask",))

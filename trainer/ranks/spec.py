@@ -51,6 +51,8 @@ class RankSpec:
     """The policy keeps a copy of the weights that it begins with."""
     teachers: tuple[str, ...] = ()
     """Hugging Face checkpoint directories of the teachers whose weights a policy's ranks hold."""
+    share_prefixes: bool = False
+    """What rows of a micro-batch begin with is computed once."""
 
     @property
     def world_size(self) -> int:

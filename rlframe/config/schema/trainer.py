@@ -20,7 +20,7 @@ class LayoutConfig:
     sequence_parallel: bool = knob(False, help="shard activations over the tensor-parallel ranks")
     context: int = knob(
         1,
-        help="context-parallel size: ranks that share the tokens of a micro-batch (GLM)",
+        help="context-parallel size: ranks that share the tokens of a micro-batch",
         minimum=1,
     )
     expert: int = knob(
@@ -41,6 +41,17 @@ class LayoutConfig:
     @property
     def world_size(self) -> int:
         return self.data * self.tensor * self.context * self.pipeline
+
+    @property
+    def multiple_of(self) -> int:
+        """What the length of a packed row must divide by."""
+        tensor = self.tensor if self.sequence_parallel else 1
+        return tensor * (2 * self.context if self.context > 1 else 1)
+
+    def capacity(self, max_tokens: int) -> int:
+        """Tokens of a packed row at most, of which a context-parallel rank holds `max_tokens`."""
+        tokens = max_tokens * self.context
+        return tokens - tokens % self.multiple_of
 
 
 @dataclass
@@ -154,6 +165,11 @@ class TrainerConfig:
     backend: str = knob("megatron", help="which trainer", allowed=("megatron",))
     max_tokens_per_micro_batch: int = knob(
         8192, help="hard cap of one packed micro-batch", unit="tokens", minimum=1
+    )
+    share_prefixes: bool = knob(
+        False,
+        help="what several rows of a micro-batch begin with (a prompt, a compacted or a sub-agent's common "
+        "start) is computed once; the losses and gradients are the same",
     )
     policy: PolicyRoleConfig = field(default_factory=PolicyRoleConfig)
     critic: CriticRoleConfig = field(default_factory=CriticRoleConfig)

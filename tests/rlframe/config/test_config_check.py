@@ -17,7 +17,11 @@ TINY = ("model=tiny_qwen3", "env=smoke_puzzles", "rollout.max_context_tokens=512
         (["trainer.policy.layout.tensor=3"], ["trainer.policy.layout.tensor", "num_"]),
         (["trainer.critic.layout.pipeline=3"], ["trainer.critic.layout.pipeline"]),
         (["trainer.policy.layout.sequence_parallel=true"], ["sequence_parallel"]),
-        (["trainer.policy.layout.context=2"], ["trainer.policy.layout.context", "glm_moe_dsa"]),
+        (["trainer.policy.layout.expert=2"], ["trainer.policy.layout.expert", "glm_moe_dsa"]),
+        (
+            ["trainer.policy.layout.context=2", "trainer.max_tokens_per_micro_batch=255"],
+            ["rollout.max_context_tokens=512", "508 tokens", "multiples of 4"],
+        ),
         (["trainer.critic.layout.pipeline_layers=1+1"], ["pipeline_layers", "glm_moe_dsa"]),
         (["rollout.max_context_tokens=9000"], ["rollout.max_context_tokens"]),
         (["rollout.sampling.max_new_tokens=512"], ["max_new_tokens", "max_context_tokens"]),
@@ -101,3 +105,21 @@ def test_explain_says_where_what_and_which():
     assert "trainer.critic.lr" in explain("trainer.critic", [])
     with pytest.raises(UserError, match="clip_high"):
         explain("algorithm.clip_hig", [])
+
+
+@pytest.mark.parametrize(
+    ("override", "key"),
+    [
+        ("trainer.policy.mtp.mode=detached", "trainer.policy.mtp.mode"),
+        ("trainer.policy.indexer.mode=sparse", "trainer.policy.indexer.mode"),
+        (
+            "trainer.critic.transformer.moe_router_bias_update_rate=0.001",
+            "trainer.critic.transformer.moe_router_bias_update_rate",
+        ),
+    ],
+)
+def test_losses_over_whole_rows_refuse_shared_prefixes(override, key):
+    with pytest.raises(UserError) as error:
+        check_config(load_config([*GLM, "trainer.share_prefixes=true", override]))
+    for named in ("trainer.share_prefixes=false", key):
+        assert named in str(error.value)

@@ -211,17 +211,22 @@ class LatentAttention(MegatronModule):  # type: ignore[misc]
         keys = self.indexer.keys(inputs, angles)
         if self.config.sequence_parallel:
             keys = gather_from_sequence_parallel_region(keys, group=self._tensor_group)
+        keys = self.all_rows(keys, packed)
+        if packed.path_keys is not None:
+            keys = keys.index_select(0, packed.path_keys)
         try:
             ids: Tensor = select_keys(
                 self.indexer.queries(latent, angles),
                 self.indexer.weights(inputs),
-                self.all_rows(keys, packed),
+                keys,
                 first_rows=first,
                 last_rows=last,
                 top_k=self.shape.index_top_k,
             )
         except RunError as error:
             raise RunError(f"layer {self.place.layer}: {error}") from error
+        if packed.path_keys is not None:
+            ids = torch.where(ids < 0, ids, packed.path_keys.int()[ids.clamp(min=0)])
         if self.config.sequence_parallel:
             ids = gather_from_sequence_parallel_region(ids, group=self._tensor_group)
         return ids
@@ -232,9 +237,10 @@ class LatentAttention(MegatronModule):  # type: ignore[misc]
         return self._own(cos), self._own(sin)
 
     def own_ranges(self, packed: PackedBatch) -> tuple[Tensor, Tensor]:
-        """[t], [t]: the first and last row that each of this rank's tokens may attend to."""
-        last = self._own(packed.rows)
-        return last - self._own(packed.positions), last
+        """[t], [t]: the first and last row that each of this rank's tokens may attend to; of the paths' rows
+        where prefixes are shared."""
+        first, last = packed.key_range
+        return self._own(first), self._own(last)
 
     def _own(self, x: Tensor) -> Tensor:
         if not self.config.sequence_parallel:
