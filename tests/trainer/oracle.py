@@ -6,6 +6,7 @@ It is installed once, without its dependencies, into a folder beside the environ
 
 from __future__ import annotations
 
+import fcntl
 import os
 import shutil
 import subprocess
@@ -38,14 +39,19 @@ def ask_glm(**question: Any) -> dict[str, Any]:
 
 
 def installed() -> Path:
-    """The folder, made on first use."""
-    stamp = FOLDER / WANTED.name
-    if stamp.exists() and stamp.read_text() == WANTED.read_text():
-        return FOLDER
+    """The folder, made on first use; by one process, however many ask at once."""
+    with (Path(sys.prefix) / ".oracle.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        stamp = FOLDER / WANTED.name
+        if not (stamp.exists() and stamp.read_text() == WANTED.read_text()):
+            _install()
+    return FOLDER
+
+
+def _install() -> None:
     staging = Path(tempfile.mkdtemp(prefix=".oracle.", dir=sys.prefix))
     pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps"]
     subprocess.run([*pip, "--target", str(staging), "-r", str(WANTED)], check=True)
     shutil.copy(WANTED, staging)
     shutil.rmtree(FOLDER, ignore_errors=True)
     staging.rename(FOLDER)
-    return FOLDER
