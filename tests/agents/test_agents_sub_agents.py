@@ -1,10 +1,11 @@
-"""Four programs spawn sub-agents: threads of their own, hung on the turn that spawned them, all training."""
+"""Five programs spawn sub-agents: threads of their own, hung on the turn that spawned them, all training."""
 
 from __future__ import annotations
 
 import asyncio
 import re
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -152,5 +153,43 @@ async def test_codex_goes_on_beside_its_sub_agents(runs: Runs) -> None:
 
     rule = Delegates("codex", [agent(1, fork=False), agent(2, fork=True)], wait=wait)
     ran = await runs.run(find_program("codex"), rule, meeting=both())
+    check(ran, threads=3)
+    assert {link.parent for link in ran.trajectory.links} == {0}
+
+
+ORCHESTRA = '''
+import asyncio, os, subprocess, sys
+from agents import Agent, OpenAIResponsesModel, Runner, function_tool, set_tracing_disabled
+from openai import AsyncOpenAI
+
+set_tracing_disabled(True)
+
+
+@function_tool
+def shell(command: str) -> str:
+    """Run a shell command and return what it prints."""
+    done = subprocess.run(command, shell=True, capture_output=True, text=True)
+    return done.stdout + done.stderr
+
+
+async def main() -> None:
+    model = OpenAIResponsesModel(model=os.environ["RLFRAME_MODEL"], openai_client=AsyncOpenAI())
+    scout = Agent(name="scout", instructions="You look.", model=model, tools=[shell])
+    look = scout.as_tool(tool_name="look", tool_description="Lets a scout look at something.")
+    lead = Agent(name="lead", instructions="You decide.", model=model, tools=[shell, look])
+    print((await Runner.run(lead, sys.argv[1])).final_output)
+
+
+asyncio.run(main())
+'''
+
+
+async def test_openai_agents_as_tools_over_responses(runs: Runs) -> None:
+    """A user's own script for the library: agents as another agent's tools, over the responses API."""
+    program = replace(
+        find_program("openai_agents"), files=lambda endpoint: {"agent.py": ORCHESTRA.lstrip()}
+    )
+    spawn = [call("look", input=f"SUBTASK {number}") for number in (1, 2)]
+    ran = await runs.run(program, Delegates("openai_agents", spawn), meeting=both())
     check(ran, threads=3)
     assert {link.parent for link in ran.trajectory.links} == {0}
