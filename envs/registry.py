@@ -21,6 +21,7 @@ BUILT_IN = MappingProxyType(
         "reasoning_gym": "envs.suites.reasoning_gym:ReasoningGymSource",
         "dataset": "envs.suites.dataset:DatasetSource",
         "mixed": "envs.suites.mixed:MixedSource",
+        "union": "envs.suites.union:UnionSource",
     }
 )
 REQUIRED_METHODS = ("train_task", "held_out_tasks", "make")

@@ -11,6 +11,8 @@ from rich.table import Table
 from rich.text import Text
 
 from rlframe.errors import UserError, nearest
+from rlframe.evaluation.record import RESULT, read_result
+from rlframe.evaluation.table import result_table
 from rlframe.live import save_picture
 from rlframe.live_panel import number, summary_table
 from rlframe.metrics import read
@@ -52,7 +54,8 @@ def run_inspect(
         _report_metrics(out, run)
         if not run.trajectories.exists():  # SFT has none
             return 0
-    store = TrajectoryStore(run.trajectories, read_only=True)
+    beside = trajectory is not None and trajectory.startswith("eval/") and run.evaluations.exists()
+    store = TrajectoryStore(run.evaluations if beside else run.trajectories, read_only=True)
     try:
         if export is not None:
             out.print(f"wrote {export_parquet(store, Path(export))} trajectories to {export}")
@@ -69,6 +72,8 @@ def _report_metrics(out: Console, run: RunDirectory) -> None:
     history = read(run.metrics)
     if history:
         out.print(summary_table(summarise(history), files={"directory": str(run.path)}))
+    if (run.path / RESULT).exists():
+        out.print(result_table(read_result(run.path)))
 
 
 def _report_trajectories(out: Console, run: RunDirectory, store: TrajectoryStore) -> None:

@@ -3,6 +3,7 @@
 config.yaml          the resolved configuration
 metrics.jsonl        one line a step (rlframe.metrics)
 trajectories.sqlite  every finished trajectory (rlframe.store)
+evaluations.sqlite   attempts of evaluations in the background (rlframe.background_evaluation)
 checkpoints/         rlframe.checkpoints
 hf/                  the final model as a Hugging Face checkpoint
 logs/                what the processes printed
@@ -38,6 +39,7 @@ class RunDirectory:
         self.config = self.path / "config.yaml"
         self.metrics = self.path / "metrics.jsonl"
         self.trajectories = self.path / "trajectories.sqlite"
+        self.evaluations = self.path / "evaluations.sqlite"
         self.checkpoints = self.path / "checkpoints"
         self.hf = self.path / "hf"
         self.logs = self.path / "logs"

@@ -14,6 +14,7 @@ from typing import Any
 
 import jinja2
 import jinja2.ext
+import jinja2.meta
 import jinja2.nodes
 import jinja2.parser
 import jinja2.sandbox
@@ -61,6 +62,10 @@ class ChatTokenizer:
     def vocab_size(self) -> int:
         """One more than the largest token id."""
         return 1 + int(max(self._tokenizer.get_vocab(with_added_tokens=True).values()))
+
+    def variables(self) -> frozenset[str]:
+        """Names that the template reads from outside: what `template_args` may set, and the usual ones."""
+        return frozenset(jinja2.meta.find_undeclared_variables(_environment().parse(self.template)))
 
     def special_tokens(self) -> dict[str, int]:
         """Text and id of every token that is never cut out of longer text."""

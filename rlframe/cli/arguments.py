@@ -16,6 +16,7 @@ START = """start here:
   rlframe train experiment=sft_tiny                  teach a tiny model from demonstrations
   rlframe train experiment=smoke                     then make it better by PPO
   rlframe distill experiment=merge_experts           merge experts into one student
+  rlframe eval eval=smoke model.path=runs/smoke      measure it, with errors
   rlframe inspect runs/smoke                         look at what happened
   rlframe replay runs/smoke 12                       train one step again, to see why it went as it did
   rlframe plan model=glm_5_2                         what a big model would cost
@@ -62,6 +63,27 @@ The student samples; each finished trace is scored by the teacher of its domain,
 still run. It is `rlframe train` with algorithm=opd: the same keys, run directory, resume and live view. At the end
 the run directory has distillation.json, .csv and .png: by domain the student before and after, its teacher, the best
 single teacher, the average of the teachers' weights, KL to the teacher, and what was forgotten.
+"""
+EVAL = """examples:
+  rlframe eval eval=smoke model.path=runs/smoke_0    what a run has learnt: its hf/, 4 attempts a task
+  rlframe eval model.path=/models/Qwen3-0.6B env=dataset env.args.path=my.jsonl eval.repeats=8
+  rlframe eval eval=smoke model.path=runs/smoke_0 \\
+      'eval.suites={{puzzles: smoke_puzzles, mine: {{name: dataset, args: {{path: my.jsonl}}, held_out: 64}}}}'
+                                                     several suites at once, each with its own figures
+  rlframe eval eval=terminal_bench model.path=... env=...     a benchmark's footnotes, pinned
+  rlframe eval eval=reasoning eval.effort=max model.path=...  an effort: template variables and budgets
+  rlframe eval eval=smoke model.path=runs/smoke_0 --dry-run   what would be made; starts nothing
+  rlframe eval compare runs/eval_smoke_sft_tiny runs/eval_smoke_smoke_0
+                                                     is the second better? paired by task
+  rlframe eval compare A B --despite eval.effort,rollout.template_args
+                                                     although these settings differ
+
+Engines alone start, no rank. What ends is kept (run_dir/trajectories.sqlite): after whatever stopped it, the
+same command makes what is missing. Settings that may move a score are pinned: another one in the same directory
+is refused by name. Result: a table, run_dir/eval.json and eval.png.
+
+presets (eval=NAME): {presets}
+groups and their options are those of `rlframe train`.
 """
 EXPLAIN = """examples:
   rlframe explain                                    all keys
@@ -171,6 +193,19 @@ def _parsers() -> tuple[_Parser, dict[str, _Parser]]:
     distill.add_argument(
         "--dry-run", action="store_true", help="check and show the plan; start nothing"
     )
+    measure = verb(
+        "eval",
+        "measure a checkpoint on suites of tasks; compare two",
+        EVAL.format(presets=_presets()),
+    )
+    measure.add_argument(
+        "--dry-run", action="store_true", help="check and show the plan; start nothing"
+    )
+    measure.add_argument(
+        "--despite", metavar="KEYS", default="", help="compare: pinned settings that may differ"
+    )
+    measure.add_argument("--json", metavar="FILE", help="compare: write it to this file too")
+    measure.add_argument("--plot", metavar="FILE", help="compare: write a picture (PNG)")
     explain = verb("explain", "what a key means and where its value comes from", EXPLAIN)
     explain.add_argument(
         "key", nargs="?", default="", help="e.g. trainer.policy.lr; none: list all"
@@ -187,7 +222,7 @@ def _parsers() -> tuple[_Parser, dict[str, _Parser]]:
         "--count", action="store_true", help="also count on the real modules (loads Megatron)"
     )
     plan.add_argument("--plot", metavar="FILE", help="write a picture (PNG)")
-    for taking in (train, distill, explain, config, plan):
+    for taking in (train, distill, measure, explain, config, plan):
         taking.add_argument("overrides", nargs="*", metavar="key=value", help="what to change")
         taking.add_argument("--config-dir", metavar="DIR", help="a folder with groups of your own")
     convert = verb("convert", "rewrite or check a checkpoint, tensor by tensor", CONVERT)
@@ -218,9 +253,15 @@ def _parsers() -> tuple[_Parser, dict[str, _Parser]]:
     return parser, verbs
 
 
+def _presets() -> str:
+    return ", ".join(ConfigFolders().options_of("eval"))
+
+
 def _groups() -> str:
     folders = ConfigFolders()
-    return "\n".join(f"  {g:<11} {', '.join(folders.options_of(g))}" for g in keys.GROUPS)
+    return "\n".join(
+        f"  {g:<11} {', '.join(folders.options_of(g))}" for g in keys.GROUPS if g != "eval"
+    )
 
 
 def _unexpected(text: str, parser: _Parser) -> UserError:

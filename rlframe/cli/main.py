@@ -37,6 +37,10 @@ def _dispatch(given: argparse.Namespace) -> int:
             return _train(given.overrides, given.config_dir, dry_run=given.dry_run)
         case "distill":
             return _distill(given.overrides, given.config_dir, dry_run=given.dry_run)
+        case "eval":
+            from rlframe.cli.evaluate import run_eval
+
+            return run_eval(given)
         case "explain":
             return _explain(given.key, given.overrides, given.config_dir)
         case "config":
@@ -73,6 +77,12 @@ def _train(overrides: Sequence[str], config_dir: str | None, *, dry_run: bool) -
     from rlframe.package_origin import check_package_origin
 
     check_package_origin()
+    presets = [text for text in overrides if text.partition("=")[0] == "eval"]
+    if presets:
+        raise UserError(
+            f"{presets[0]}: presets are for `rlframe eval`. A training run's held-out attempts are sampled as "
+            "it trains; rollout.eval_engines lets them run in the background"
+        )
     config = load_config(overrides, config_dir=config_dir)
     check_config(config)
     if dry_run:

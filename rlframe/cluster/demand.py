@@ -10,6 +10,8 @@ from rlframe.teachers.groups import engine_groups
 from rlframe.teachers.manifest import DEFAULT_GROUP
 
 ENGINE, POLICY, CRITIC, TEACHER = "engine", "policy", "critic", "teacher"
+EVAL_ENGINE = "eval_engine"
+"""Engines of evaluations in the background."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +44,11 @@ def parts_of(config: RunConfig, *, device: str) -> list[PartDemand]:
         if has_critic(config.algorithm):
             critics = config.trainer.critic.layout.world_size
             parts.append(part(CRITIC, critics, cluster.cpus_per_rank, rank_gpus))
-        parts.append(part(ENGINE, config.rollout.engines, cluster.cpus_per_engine, engine_gpus))
+        rollout = config.rollout
+        parts.append(part(ENGINE, rollout.engines, cluster.cpus_per_engine, engine_gpus))
+        if rollout.eval_engines:
+            count = rollout.eval_engines
+            parts.append(part(EVAL_ENGINE, count, cluster.cpus_per_engine, engine_gpus))
     return parts + _teachers(config, device=device)
 
 
@@ -67,6 +73,11 @@ def _teachers(config: RunConfig, *, device: str) -> list[PartDemand]:
         for group in engine_groups(config.teachers)
         if group.engines
     ]
+
+
+def engines_of(config: RunConfig, *, device: str) -> list[PartDemand]:
+    """Of an evaluation: engines alone, no rank."""
+    return [part for part in parts_of(config, device=device) if part.name == ENGINE]
 
 
 def has_critic(algorithm: PpoConfig) -> bool:

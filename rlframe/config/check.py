@@ -26,6 +26,12 @@ def check_config(config: RunConfig) -> None:
         check(config)
 
 
+def check_parts(config: RunConfig) -> None:
+    """What `rlframe eval` shares with a training run beyond model and engines."""
+    for check in (_passthrough, _mode, _run_dir):
+        check(config)
+
+
 def _passthrough(config: RunConfig) -> None:
     for key in PASSTHROUGH:
         value: Any = config

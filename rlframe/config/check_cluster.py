@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-from rlframe.cluster.demand import CRITIC, ENGINE, POLICY, TEACHER
+from rlframe.cluster.demand import CRITIC, ENGINE, EVAL_ENGINE, POLICY, TEACHER
 from rlframe.config.check_model import check_divides, model_shape
 from rlframe.config.schema import RunConfig
 from rlframe.config.values import shown
 from rlframe.errors import UserError, nearest
 
-PARTS = (ENGINE, POLICY, CRITIC, TEACHER)
+PARTS = (ENGINE, EVAL_ENGINE, POLICY, CRITIC, TEACHER)
 
 
 def check_resources(config: RunConfig) -> None:

@@ -110,6 +110,14 @@ def check_lengths(config: RunConfig) -> None:
                 f"{role.layout.context}, in multiples of {role.layout.multiple_of}): a trace must fit into "
                 "one micro-batch, which context parallelism splits"
             )
+    check_context(config)
+
+
+def check_context(config: RunConfig) -> None:
+    """A trace fits into the model and into an engine, and has room for a prompt."""
+    rollout = config.rollout
+    context = rollout.max_context_tokens
+    given = f"rollout.max_context_tokens={context}"
     positions = model_shape(config.model).get("max_position_embeddings")
     if positions is not None and context > positions:
         raise UserError(f"{given} is above the model's max_position_embeddings={positions}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 import yaml
 from hydra import compose, initialize_config_dir
@@ -20,7 +21,7 @@ from rlframe.config.hydra_errors import readable
 from rlframe.config.layers import Layer, check_layer, read_layers
 from rlframe.config.overrides import Given, read_overrides
 from rlframe.config.schema import RunConfig
-from rlframe.config.search import CONFIGS, ROOT, ConfigFolders, find_folders
+from rlframe.config.search import CONFIGS, EVALUATION_ROOT, ROOT, ConfigFolders, find_folders
 from rlframe.config.values import check_values
 from rlframe.errors import UserError
 
@@ -37,12 +38,15 @@ class Composition:
     """The command line's overrides, in their order; each is stronger than all files."""
 
 
-def load_config(overrides: Sequence[str], *, config_dir: str | None = None) -> RunConfig:
+def load_config(
+    overrides: Sequence[str], *, config_dir: str | None = None, root: str | None = None
+) -> RunConfig:
     """Composes `configs/train.yaml` with the overrides; UserError for anything that does not fit.
 
-    `config_dir` is a directory of the user's own, with the same groups (`experiment/mine.yaml`).
+    `config_dir` is a directory of the user's own, with the same groups (`experiment/mine.yaml`). `root`:
+    another file to begin with; none given, it is that of evaluations where a preset of `eval` is chosen.
     """
-    return to_run_config(compose_layers(overrides, config_dir=config_dir).raw)
+    return to_run_config(compose_layers(overrides, config_dir=config_dir, root=root).raw)
 
 
 def to_run_config(raw: DictConfig) -> RunConfig:
@@ -61,20 +65,24 @@ def to_run_config(raw: DictConfig) -> RunConfig:
     return config
 
 
-def compose_layers(overrides: Sequence[str], *, config_dir: str | None = None) -> Composition:
+def compose_layers(
+    overrides: Sequence[str], *, config_dir: str | None = None, root: str | None = None
+) -> Composition:
     """Checks each override and each file by itself, then composes them."""
     folders = find_folders(config_dir)
     given = read_overrides(overrides, folders)
+    if root is None:
+        root = EVALUATION_ROOT if any(o.is_group and o.key == "eval" for o in given) else ROOT
     hydra = [override.hydra for override in given]
     try:
         with _hydra(folders) as search:
             choosing = [o.hydra for o in given if o.is_group]
             loader = GlobalHydra.instance().config_loader()
-            defaults = loader.compute_defaults_list(ROOT, [*choosing, *search], RunMode.RUN)
+            defaults = loader.compute_defaults_list(root, [*choosing, *search], RunMode.RUN)
             layers = read_layers(defaults.defaults, folders)
             for layer in layers:
                 check_layer(layer)
-            composed = compose(ROOT, overrides=[*hydra, *search])
+            composed = compose(root, overrides=[*hydra, *search])
         OmegaConf.resolve(composed.copy())
     except yaml.MarkedYAMLError as error:
         raise _broken_yaml(error, folders) from None
@@ -99,7 +107,15 @@ def _hydra(folders: ConfigFolders) -> Iterator[list[str]]:
         GlobalHydra.instance().clear()
 
 
+def evaluation_name(preset: str, checkpoint: str, effort: str) -> str:
+    """`runs/smoke_0/hf` and `smoke` -> `eval_smoke_smoke_0`."""
+    path = Path(checkpoint)
+    model = (path.parent if path.name == "hf" else path).name or "random"
+    return "_".join(part for part in ("eval", preset, model, effort) if part)
+
+
 def _register() -> None:
+    OmegaConf.register_new_resolver("evaluation_name", evaluation_name, replace=True)
     store = ConfigStore.instance()
     schema = OmegaConf.structured(RunConfig)
     # Typed by whichever option of the group is chosen, not by the dataclass's default.

@@ -21,6 +21,7 @@ GROUPS = (
     "cluster",
     "sync",
     "logging",
+    "eval",
     "experiment",
 )
 ALGORITHMS: dict[str, type] = {

@@ -60,7 +60,10 @@ def _read(path: Path, default: ResultDefault, name: str) -> Layer:
     content = OmegaConf.to_container(OmegaConf.load(path), resolve=False)
     if not isinstance(content, dict):
         raise UserError(f"{name}: a dictionary of keys is wanted, not a list")
-    if default.config_path != ROOT and default.package == "experiment":
-        raise UserError(f"{name}: an experiment's first line must be `# @package _global_`")
+    if default.config_path != ROOT and default.package in ("experiment", "eval"):
+        raise UserError(
+            f"{name}: its first line must be `# @package _global_`, as in every file of "
+            f"configs/{default.package}/"
+        )
     content.pop("defaults", None)
     return Layer(name, default.package or "", {str(key): value for key, value in content.items()})

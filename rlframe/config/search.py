@@ -9,7 +9,7 @@ from rlframe.config import keys
 from rlframe.errors import UserError, nearest
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
-ROOT = "train"
+ROOT, EVALUATION_ROOT = "train", "evaluate"
 
 
 @dataclass(frozen=True, slots=True)

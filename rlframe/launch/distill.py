@@ -17,6 +17,7 @@ def run(job: Job) -> int:
         _compare(job, running)
         running.watcher.evaluate(running.first_step)
         running.loop.run(first_step=running.first_step, steps=job.config.steps)
+        running.watcher.finish()
         job.view.phase("export")
         running.policy.export_hf(str(job.directory.hf)).result()
         code = report(job, running.metrics)

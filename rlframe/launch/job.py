@@ -11,7 +11,7 @@ from typing import Any
 from rlframe.checkpoints import Checkpoints
 from rlframe.cluster import preflight
 from rlframe.cluster.connect import Cluster, connect
-from rlframe.cluster.demand import ENGINE, parts_of
+from rlframe.cluster.demand import ENGINE, EVAL_ENGINE, PartDemand, parts_of
 from rlframe.cluster.placement import place
 from rlframe.config.saved import save_config
 from rlframe.config.schema import RunConfig
@@ -62,10 +62,16 @@ class Job:
 
 
 @contextmanager
-def settle(config: RunConfig, *, again: bool = False) -> Iterator[Job]:
+def settle(
+    config: RunConfig,
+    *,
+    again: bool = False,
+    demand: Callable[..., list[PartDemand]] = parts_of,
+) -> Iterator[Job]:
     """Everything that can be refused is refused here, cheapest first. UserError says what.
 
     `again`: a run that is there already, to be looked at: its ranks, no engines, and no live view.
+    `demand`: the parts that are wanted; a run's own unless it is an evaluation.
     """
     from envs.registry import make_source
     from envs.source_check import check_source
@@ -85,8 +91,10 @@ def settle(config: RunConfig, *, again: bool = False) -> Iterator[Job]:
     with directory.claim(resume="must" if again else config.resume):
         model = prepare(config.model, directory.path / "model", source=source)
         save_config(config, directory.config)
-        parts = [p for p in parts_of(config, device=device) if not again or p.name != ENGINE]
-        live = "off" if again else config.logging.live
+        parts = demand(config, device=device)
+        if again:
+            parts = [part for part in parts if part.name not in (ENGINE, EVAL_ENGINE)]
+        live = config.logging.live if demand is parts_of and not again else "off"
         view = View(title=config.name, total_steps=config.steps, live=live)
         with (
             view,

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from rlframe.bad_steps import BadSteps
-from rlframe.cluster.demand import CRITIC, ENGINE, POLICY, has_critic
+from rlframe.cluster.demand import CRITIC, ENGINE, EVAL_ENGINE, POLICY, has_critic
 from rlframe.cluster.preflight import SHARED_MEMORY
 from rlframe.cluster.shared_directory import check_shared
 from rlframe.config.schema import OpdConfig, PpoConfig, RunConfig, SubAgentsConfig
@@ -145,10 +145,12 @@ def _distillation(algorithm: PpoConfig) -> DistillationObjective | None:
     )
 
 
-def rollouts_of(job: Job) -> RolloutPool:
-    """Engines, router and workers."""
+def rollouts_of(job: Job, *, part: str = ENGINE) -> RolloutPool:
+    """Engines, router and workers; `part=EVAL_ENGINE`: those of evaluations in the background."""
     config = job.config
     rollout = config.rollout
+    evaluating = part == EVAL_ENGINE
+    logs = job.directory.logs / "evaluation" if evaluating else job.directory.logs
     specs = [
         EngineSpec(
             index=index,
@@ -159,19 +161,20 @@ def rollouts_of(job: Job) -> RolloutPool:
             arguments=dict(rollout.engine_args),
             seed=config.seed,
             num_threads=rollout.num_threads,
-            log_directory=str(job.directory.logs),
+            log_directory=str(logs),
             start_timeout_s=rollout.start_timeout_s,
             control_timeout_s=config.sync.timeout_s,
         )
-        for index in range(rollout.engines)
+        for index in range(rollout.eval_engines if evaluating else rollout.engines)
     ]
     engines = EnginePool(
         specs,
-        scheduling=job.options[ENGINE],
-        router=rollout.router,
-        router_arguments=rollout.router_args,
+        scheduling=job.options[part],
+        router=rollout.router and not evaluating,
+        # Ports that the user gave are those of the training rollouts' router.
+        router_arguments={} if evaluating else rollout.router_args,
         one_host=job.cluster.one_host,
-        partial=rollout.partial,
+        partial=rollout.partial and not evaluating,
         sync_timeout_s=config.sync.timeout_s,
         max_restarts=rollout.max_restarts,
         hung_after_s=rollout.hung_after_s,
@@ -218,7 +221,8 @@ def rollouts_of(job: Job) -> RolloutPool:
             for domain, limit in rollout.domain_concurrency.items()
         },
     )
-    return RolloutPool(engines, worker, workers=rollout.workers, on_event=job.view.warn)
+    workers = 1 if evaluating else rollout.workers
+    return RolloutPool(engines, worker, workers=workers, on_event=job.view.warn)
 
 
 def _sub_agents(config: SubAgentsConfig) -> SubAgentPolicy:
@@ -255,8 +259,10 @@ def weights_directory(job: Job) -> Iterator[str]:
         path.mkdir(parents=True, exist_ok=True)
     job.cluster.reaper.remove(str(path))
     try:
-        if len(job.cluster.node_addresses) > 1 and job.config.sync.transport == "disk":
-            readers = {part: job.options[part] for part in (POLICY, ENGINE)}
+        by_files = job.config.sync.transport == "disk" or EVAL_ENGINE in job.options
+        if len(job.cluster.node_addresses) > 1 and by_files:
+            wanted = (POLICY, ENGINE, EVAL_ENGINE)
+            readers = {part: job.options[part] for part in wanted if part in job.options}
             check_shared(path, readers, key="sync.directory")
         yield str(path)
     finally:

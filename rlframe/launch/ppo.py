@@ -12,6 +12,7 @@ from rlframe.checkpoints import Checkpoint
 from rlframe.config.schema import OpdConfig, PpoConfig
 from rlframe.intake import Intake
 from rlframe.interfaces import RoleTrainer
+from rlframe.launch.background import background_of, evaluators_of
 from rlframe.launch.job import Job
 from rlframe.launch.parts import (
     learner_of,
@@ -70,6 +71,7 @@ def run(job: Job) -> int:
     with start(job) as running:
         running.watcher.evaluate(running.first_step)
         running.loop.run(first_step=running.first_step, steps=job.config.steps)
+        running.watcher.finish()
         job.view.phase("export")
         running.policy.export_hf(str(job.directory.hf)).result()
         return report(job, running.metrics)
@@ -87,7 +89,10 @@ def start(job: Job) -> Iterator[Running]:
         store = stack.enter_context(closing(TrajectoryStore(job.directory.trajectories)))
         metrics = stack.enter_context(closing(job.metrics(after_step=first_step)))
         directory = stack.enter_context(weights_directory(job))
-        policy, critic, rollouts, service = _start_parts(job, algorithm, teachers, stack)
+        evaluators = evaluators_of(job)
+        policy, critic, rollouts, service = _start_parts(
+            job, algorithm, teachers, evaluators, stack
+        )
         if checkpoint is not None:
             job.view.say(f"going on after step {checkpoint.step}")
             load(checkpoint, policy, critic)
@@ -121,6 +126,8 @@ def start(job: Job) -> Iterator[Running]:
             policy,
             critic,
             measure=learner.divergence if teaching else lambda attempts: {},
+            background=background_of(job, evaluators, policy, directory, stack),
+            warn=job.view.warn,
         )
         loop = Loop(learner, rollouts, producer, metrics, watcher, publish)
         yield Running(
@@ -157,7 +164,11 @@ def _teaching(
 
 
 def _start_parts(
-    job: Job, algorithm: PpoConfig, teachers: Teachers | None, stack: ExitStack
+    job: Job,
+    algorithm: PpoConfig,
+    teachers: Teachers | None,
+    evaluators: RolloutPool | None,
+    stack: ExitStack,
 ) -> tuple[RoleTrainer, RoleTrainer | None, RolloutPool, TeacherService | None]:
     """Engines and ranks start at the same time: all of them are mostly imports."""
     policy, critic = roles_of(job, algorithm)
@@ -167,7 +178,7 @@ def _start_parts(
     said("starting engines and " + ("policy" if critic is None else "policy and critic"))
     parts: list[Part] = [policy, rollouts]
     parts[1:1] = [critic] if critic is not None else []
-    parts += [service] if service is not None else []
+    parts += [part for part in (service, evaluators) if part is not None]
     for part in reversed(parts):
         stack.callback(part.close)
         part.begin_start()

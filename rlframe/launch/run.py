@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import signal
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from functools import partial
 from types import FrameType
 
 from rlframe.cluster import preflight
 from rlframe.config.schema import RunConfig
 from rlframe.errors import RunError
 from rlframe.launch import distill, ppo, sft
-from rlframe.launch.job import settle
+from rlframe.launch.job import Job, settle
 
 TERMINATED = 143
 INTERRUPTED = 130
@@ -24,26 +25,34 @@ class Terminated(BaseException):
 
 def run(config: RunConfig) -> int:
     """Runs to the end; returns the exit code. UserError and RunError are the caller's to show."""
+    algorithms = {"sft": sft.run, "opd": distill.run}
+    return run_settled(
+        config, partial(settle, config), algorithms.get(config.algorithm.name, ppo.run)
+    )
+
+
+def run_settled(
+    config: RunConfig,
+    settled: Callable[[], AbstractContextManager[Job]],
+    work: Callable[[Job], int],
+) -> int:
+    """`work` between the surroundings' beginning and their orderly end, whatever ends it."""
     preflight.check_machine(config.cluster)
     # Ray 2.60 takes SIGTERM over when it starts, and aborts the process: so once more inside.
-    with _terminable(), settle(config) as job, _terminable():
+    with terminable(), settled() as job, terminable():
         try:
-            if config.algorithm.name == "sft":
-                return sft.run(job)
-            if config.algorithm.name == "opd":
-                return distill.run(job)
-            return ppo.run(job)
+            return work(job)
         except KeyboardInterrupt:
-            print(_kept(config, "Interrupted"), file=sys.stderr)
+            print(kept(config, "Interrupted"), file=sys.stderr)
             return INTERRUPTED
         except Terminated:
-            print(_kept(config, "Terminated"), file=sys.stderr)
+            print(kept(config, "Terminated"), file=sys.stderr)
             return TERMINATED
         except RunError as error:
-            raise RunError(f"{error}\n{_kept(config, 'Stopped')}") from error
+            raise RunError(f"{error}\n{kept(config, 'Stopped')}") from error
 
 
-def _kept(config: RunConfig, what: str) -> str:
+def kept(config: RunConfig, what: str) -> str:
     return (
         f"{what}. Finished trajectories and checkpoints are in {config.run_dir}; "
         "the same command goes on from there (resume=auto)."
@@ -51,7 +60,7 @@ def _kept(config: RunConfig, what: str) -> str:
 
 
 @contextmanager
-def _terminable() -> Iterator[None]:
+def terminable() -> Iterator[None]:
     """SIGTERM unwinds the run like Ctrl-C, so that every process is ended in order."""
 
     def terminate(signum: int, frame: FrameType | None) -> None:

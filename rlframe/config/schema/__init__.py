@@ -5,6 +5,7 @@ never the whole.
 """
 
 from rlframe.config.schema.algorithm import OpdConfig, PpoConfig, SftConfig
+from rlframe.config.schema.evaluation import EvalConfig
 from rlframe.config.schema.model import ModelConfig
 from rlframe.config.schema.rollout import (
     BlackBoxConfig,
@@ -32,6 +33,7 @@ __all__ = [
     "CompactionConfig",
     "CriticRoleConfig",
     "EnvConfig",
+    "EvalConfig",
     "IndexerConfig",
     "LayoutConfig",
     "LoggingConfig",

@@ -85,6 +85,12 @@ class RolloutConfig:
         allowed=("white_box", "black_box"),
     )
     engines: int = knob(1, help="SGLang servers", minimum=1)
+    eval_engines: int = knob(
+        0,
+        help="engines for held-out attempts alone, which then run in the background by the weights that they "
+        "began with; 0: they go to the other engines, and the steps wait for them",
+        minimum=0,
+    )
     engine_args: Dict = knob(
         factory=dict,
         help="SGLang server arguments, by their own names (sglang.srt.server_args.ServerArgs)",

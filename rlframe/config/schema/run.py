@@ -7,6 +7,7 @@ from typing import Any
 
 from rlframe.config.knob import knob
 from rlframe.config.schema.algorithm import PpoConfig
+from rlframe.config.schema.evaluation import EvalConfig
 from rlframe.config.schema.model import ModelConfig
 from rlframe.config.schema.rollout import RolloutConfig
 from rlframe.config.schema.surroundings import ClusterConfig, EnvConfig, LoggingConfig, SyncConfig
@@ -38,3 +39,4 @@ class RunConfig:
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
     sync: SyncConfig = field(default_factory=SyncConfig)
     logging: LoggingConfig = field(default_factory=LoggingConfig)
+    eval: EvalConfig = field(default_factory=EvalConfig)

@@ -28,7 +28,7 @@ def test_dry_run_shows_the_plan_and_starts_nothing(capsys):
 
 
 @pytest.mark.parametrize(
-    "verb", ["train", "explain", "config", "plan", "convert", "inspect", "doctor"]
+    "verb", ["train", "eval", "explain", "config", "plan", "convert", "inspect", "doctor"]
 )
 def test_every_command_has_help(verb, capsys):
     with pytest.raises(SystemExit) as ended:
