@@ -15,51 +15,39 @@ SHOWN_KS = 4
 
 
 def result_table(result: Mapping[str, Any]) -> RenderableType:
-    """A row a suite and domain, one for all; below it what was lost, and what is pinned."""
+    """Scores, then costs, a row a suite and domain, one for all; below it what was lost, and what is pinned."""
     ks = [k for k in result["total"]["pass_at"] if k != "1"][-SHOWN_KS:]
-    table = Table(box=None, padding=(0, 1), pad_edge=False, header_style="dim")
-    table.add_column("suite")
-    costs = ["tokens in", "out", "s", *(["money"] if "money" in result["total"]["cost"] else [])]
-    for name in (
-        "tasks",
-        "mean ± s.e.",
-        "pass@1",
-        *(f"pass@{k}" for k in ks),
-        *(f"pass^{k}" for k in ks),
-        "cut",
-        "lost",
-        *costs,
-    ):
-        table.add_column(name, justify="right")
+    scores = _table("suite", "tasks", "mean", "± s.e.", "pass@1")
+    for name in (*(f"pass@{k}" for k in ks), *(f"pass^{k}" for k in ks)):
+        scores.add_column(name, justify="right", no_wrap=True)
+    costs = _table("of an attempt", "cut", "lost", "task fault", "tokens in", "out", "seconds")
+    if "money" in result["total"]["cost"]:
+        costs.add_column("money, all", justify="right", no_wrap=True)
     for name, figures, style in _rows(result):
-        table.add_row(Text(name, style=style), *_cells(figures, ks))
+        scores.add_row(Text(name, style=style), *_scores(figures, ks))
+        costs.add_row(Text(name, style=style), *_costs(figures))
     weights, repeats = result["weights"], result["pinned"].get("eval.repeats", 1)
-    lines: list[RenderableType] = [
-        table,
-        Text(
-            f"{repeats} attempt{'s' * (repeats > 1)} a task; errors clustered by task; cut: truncated; "
-            "lost: our side failed, never a zero; cost: of an attempt",
-            style="dim",
+    notes = (
+        f"{repeats} attempt{'s' * (repeats > 1)} a task, errors clustered by task; lost: never a zero",
+        f"weights {weights['checksum'][:12]}   settings {result['pinned_hash']} "
+        f"({len(result['pinned'])} keys)",
+    )
+    return Group(
+        scores,
+        "",
+        costs,
+        "",
+        *(Text(note, style="dim") for note in notes),
+        *(
+            Text(f"{f['attempts']} x fault of {f['fault']}: {f['reason']}", style="yellow")
+            for f in result["total"]["faults"]
         ),
-        Text(
-            f"weights {weights['checksum'][:12]}   settings {result['pinned_hash']} "
-            f"({len(result['pinned'])} keys)",
-            style="dim",
-        ),
-    ]
-    lines += [
-        Text(f"{f['attempts']} x fault of {f['fault']}: {f['reason']}", style="yellow")
-        for f in result["total"]["faults"]
-    ]
-    return Group(*lines)
+    )
 
 
 def comparison_table(comparison: Comparison) -> RenderableType:
     """A row a suite, one for all."""
-    table = Table(box=None, padding=(0, 1), pad_edge=False, header_style="dim")
-    table.add_column("suite")
-    for name in ("tasks", "A", "B", "B - A", "95% interval", "p", "better", "worse"):
-        table.add_column(name, justify="right")
+    table = _table("suite", "tasks", "A", "B", "B - A", "95% interval", "p", "better", "worse")
     for row in comparison.rows:
         table.add_row(*_comparison_cells(row))
     notes = [
@@ -108,22 +96,32 @@ def _rows(result: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any], s
         yield "all", result["total"], "bold"
 
 
-def _cells(figures: Mapping[str, Any], ks: Sequence[str]) -> Iterator[str]:
-    cost = figures["cost"]
+def _scores(figures: Mapping[str, Any], ks: Sequence[str]) -> Iterator[str]:
     yield f"{figures['tasks']}"
-    error = figures["standard_error"]
-    yield f"{_number(figures['mean'])} ± {_number(error)}"
-    yield _number(figures["pass_at"].get("1", {}).get("value"))
-    for group in ("pass_at", "pass_hat"):
-        for k in ks:
+    yield _number(figures["mean"])
+    yield _number(figures["standard_error"])
+    for group, wanted in (("pass_at", ("1", *ks)), ("pass_hat", ks)):
+        for k in wanted:
             yield _number(figures[group].get(k, {}).get("value"))
-    yield f"{figures['truncation_rate']:.0%}"
-    yield f"{figures['infra_failure_rate'] + figures['task_fault_rate']:.0%}"
+
+
+def _costs(figures: Mapping[str, Any]) -> Iterator[str]:
+    cost = figures["cost"]
+    for rate in ("truncation_rate", "infra_failure_rate", "task_fault_rate"):
+        yield f"{figures[rate]:.1%}"
     yield f"{cost['prompt_tokens_per_attempt']:,.0f}"
     yield f"{cost['sampled_tokens_per_attempt']:,.0f}"
-    yield f"{cost['seconds_per_attempt']:.2f}"
+    yield f"{cost['seconds_per_attempt']:,.2f}"
     if "money" in cost:
-        yield f"{cost['money']:,.2f} {cost['currency']}"
+        yield f"{cost['money']:,.4g} {cost['currency']}"
+
+
+def _table(first: str, *columns: str) -> Table:
+    table = Table(box=None, padding=(0, 1, 0, 0), pad_edge=False, header_style="dim")
+    table.add_column(first, no_wrap=True)
+    for name in columns:
+        table.add_column(name, justify="right", no_wrap=True)
+    return table
 
 
 def _number(value: float | None) -> str:

@@ -135,7 +135,7 @@ def test_without_a_task_in_common(tmp_path):
 def test_the_table_of_a_result(tmp_path):
     result = record.read_result(write(tmp_path / "a", [(0, 1), (1, 1)]))
     text = shown(result_table(result))
-    for word in ("pass@2", "pass^2", "0.750 ± 0.250", result["pinned_hash"]):
+    for word in ("pass@2", "pass^2", "0.750  0.250", result["pinned_hash"]):
         assert word in text
 
 
@@ -157,4 +157,4 @@ def test_inspect_shows_an_evaluation(tmp_path):
     TrajectoryStore(directory / "trajectories.sqlite").close()
     console = Console(width=200, record=True, file=io.StringIO())
     assert run_inspect(directory, console=console) == 0
-    assert "0.750 ± 0.250" in console.export_text()
+    assert "0.750  0.250" in console.export_text()
