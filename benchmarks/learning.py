@@ -1,15 +1,18 @@
 """The smoke job on three seeds: held-out reward before and after, time, memory, largest logprob gap.
 
-python benchmarks/learning.py            # `make smoke` three times, from one warm start
+python benchmarks/learning.py                                    # `make smoke` three times, from one warm start
+python benchmarks/learning.py --trainer deepspeed --seeds 0      # the other backend, and its warm start
 """
 
 from __future__ import annotations
 
+import argparse
 import json
 import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import psutil
@@ -18,27 +21,33 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from benchmarks.harness import RESULTS, ROOT, write_result
 from rlframe.metrics import HELD_OUT, read, series
 
-SEEDS = (0, 1, 2)
 RLFRAME = str(Path(sys.executable).parent / "rlframe")
 RUNS = ROOT / "runs" / "learning"
 POLL_S = 0.5
 
 
 def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--trainer", choices=("megatron", "deepspeed"), default="megatron")
+    parser.add_argument("--seeds", type=int, nargs="+", default=(0, 1, 2))
+    given = parser.parse_args()
+    name = "learning" if given.trainer == "megatron" else f"learning_{given.trainer}"
     shutil.rmtree(RUNS, ignore_errors=True)
-    warm = run(["experiment=sft_tiny", f"run_dir={RUNS / 'sft'}"])
+    trainer = f"trainer={given.trainer}"
+    warm = run(["experiment=sft_tiny", trainer, f"run_dir={RUNS / 'sft'}"])
     print(f"warm start: {warm['seconds']:.0f} s", flush=True)
-    rows = [learn(seed) for seed in SEEDS]
-    write_result("learning", rows, note=f"warm start of {warm['seconds']:.0f} s not included")
-    plot(RESULTS / "learning.png")
+    rows = [learn(seed, trainer) for seed in given.seeds]
+    write_result(name, rows, note=f"warm start of {warm['seconds']:.0f} s not included")
+    plot(RESULTS / f"{name}.png", given.seeds)
     return 0 if all(r["start"] < 0.35 and r["end"] > 0.85 for r in rows) else 1
 
 
-def learn(seed: int) -> dict[str, float]:
+def learn(seed: int, trainer: str) -> dict[str, float]:
     directory = RUNS / f"seed_{seed}"
     done = run(
         [
             "experiment=smoke",
+            trainer,
             f"seed={seed}",
             f"run_dir={directory}",
             f"model.path={RUNS / 'sft' / 'hf'}",
@@ -91,14 +100,14 @@ def memory_gib(pid: int) -> float:
     return total / 1024**2
 
 
-def plot(path: Path) -> None:
+def plot(path: Path, seeds: Sequence[int]) -> None:
     import matplotlib
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
     figure, axes = plt.subplots(figsize=(7, 3.6), layout="constrained")
-    for seed in SEEDS:
+    for seed in seeds:
         history = read(RUNS / f"seed_{seed}" / "metrics.jsonl")
         points = series(history, "held_out/mean", event=HELD_OUT)
         axes.plot(*zip(*points, strict=True), marker="o", label=f"seed {seed}")

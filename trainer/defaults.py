@@ -1,4 +1,4 @@
-"""Options of Megatron that rlframe starts from where it differs from Megatron; a passed-through one wins.
+"""Options of Megatron and DeepSpeed that rlframe starts from where it differs from them; a passed-through one wins.
 
 Imports nothing heavy: `rlframe explain` shows them.
 """
@@ -28,3 +28,13 @@ def ddp_defaults(optimizer_options: Mapping[str, Any]) -> dict[str, Any]:
         "use_distributed_optimizer": optimizer_options.get("optimizer", "adam") == "adam",
         "grad_reduce_in_fp32": True,
     }
+
+
+def deepspeed_defaults(*, half: bool, on_cpu: bool) -> dict[str, Any]:
+    """Optimizer and gradients are sharded, parameters are not (ZeRO 2). `half`: the model is in bfloat16."""
+    zero: dict[str, Any] = {"stage": 2}
+    if on_cpu:
+        # DeepSpeed's own make buffers of 2 GB, in every backward pass.
+        zero |= {"reduce_bucket_size": 20_000_000, "allgather_bucket_size": 20_000_000}
+    accumulated: dict[str, Any] = {"data_types": {"grad_accum_dtype": "fp32"}} if half else {}
+    return {"zero_optimization": zero, **accumulated}

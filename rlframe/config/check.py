@@ -12,6 +12,7 @@ from rlframe.config.check_cluster import (
     check_runtime_env,
     check_transport,
 )
+from rlframe.config.check_deepspeed import check_backend
 from rlframe.config.check_distillation import check_distillation
 from rlframe.config.check_model import check_layouts, check_lengths, check_model
 from rlframe.config.passthrough import PASSTHROUGH, check_options
@@ -217,6 +218,7 @@ def _teachers(config: RunConfig) -> None:
 
 CHECKS: tuple[Callable[[RunConfig], None], ...] = (
     _passthrough,
+    check_backend,
     check_model,
     check_layouts,
     check_lengths,

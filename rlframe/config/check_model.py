@@ -10,6 +10,8 @@ from typing import Any
 from rlframe.config.schema import LayoutConfig, ModelConfig, RunConfig
 from rlframe.errors import UserError
 from rlframe.model_shapes import dense, glm, glm_layout
+from rlframe.model_shapes.family import has_definition
+from rlframe.model_shapes.family import read_shape as read_megatron_shape
 
 SIZES = (
     "hidden_size",
@@ -34,6 +36,8 @@ def check_model(config: RunConfig) -> None:
             "directory, or choose random weights, e.g. model=tiny_qwen3"
         )
     shape = model_shape(model)
+    if config.trainer.backend == "megatron" and not has_definition(shape):
+        read_megatron_shape(shape)  # says why, and what to do
     if model.path and model.hf_config:
         raise UserError(
             "model.hf_config describes random weights, but model.path names a checkpoint: leave one out "
@@ -61,7 +65,8 @@ def model_shape(config: ModelConfig) -> dict[str, Any]:
     """The transformers configuration, of the checkpoint or as given; its sizes are positive integers."""
     where = "model.path" if config.path else "model.hf_config"
     described = read_shape(Path(config.path), "model.path") if config.path else config.hf_config
-    for name in REQUIRED:
+    known = has_definition(described) or "model_type" not in described
+    for name in REQUIRED if known else REQUIRED[:1]:
         if name not in described:
             raise UserError(f"{where}: '{name}' is missing")
     for name in SIZES:
@@ -85,7 +90,9 @@ def read_shape(path: Path, key: str) -> dict[str, Any]:
 
 
 def check_layouts(config: RunConfig) -> None:
-    """Each role's ranks divide the model."""
+    """Each role's ranks divide the model. DeepSpeed's do not: `check_backend` says so."""
+    if config.trainer.backend == "deepspeed":
+        return
     shape = model_shape(config.model)
     _check_layout(config.trainer.policy.layout, "trainer.policy.layout", shape)
     if config.algorithm.name != "sft":
@@ -118,9 +125,10 @@ def check_context(config: RunConfig) -> None:
     rollout = config.rollout
     context = rollout.max_context_tokens
     given = f"rollout.max_context_tokens={context}"
-    positions = model_shape(config.model).get("max_position_embeddings")
-    if positions is not None and context > positions:
-        raise UserError(f"{given} is above the model's max_position_embeddings={positions}")
+    shape = model_shape(config.model)
+    for name in ("max_position_embeddings", "n_positions"):
+        if context > shape.get(name, context):
+            raise UserError(f"{given} is above the model's {name}={shape[name]}")
     if config.algorithm.name == "sft":
         return
     new = rollout.sampling.max_new_tokens

@@ -12,7 +12,7 @@ from omegaconf import OmegaConf
 from rlframe.config import keys
 from rlframe.config.compose import Composition, compose_layers
 from rlframe.config.library_options import Option, options_of
-from rlframe.config.passthrough import PASSTHROUGH, find_option, owning_key
+from rlframe.config.passthrough import PASSTHROUGH, SECTIONS, find_option, library_of, owning_key
 from rlframe.config.search import find_folders
 from rlframe.config.values import shown
 
@@ -39,7 +39,7 @@ def explain(
         options = [_options(name, config_dir)] if name in keys.GROUPS else []
         head = f"{name}: {known[name].help}"
         return "\n".join([head, *options, _children(name + ".", composition)])
-    for prefix in PASSTHROUGH:
+    for prefix in (*sorted(SECTIONS, key=len, reverse=True), *PASSTHROUGH):
         if name.startswith(prefix + "."):
             return _explain_option(name, prefix, composition, our_defaults(prefix))
     keys.check_known(name)
@@ -69,7 +69,7 @@ def _explain_knob(name: str, composition: Composition) -> str:
 def _explain_option(
     name: str, prefix: str, composition: Composition, ours: Mapping[str, Any]
 ) -> str:
-    library = PASSTHROUGH[prefix]
+    library = library_of(prefix)
     first = name.removeprefix(prefix + ".").split(".")[0]
     option = find_option(prefix, first)
     value = _present(name, composition)

@@ -15,6 +15,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from rlframe.config.dictionary_keys import looked_up, string_constants
 from rlframe.errors import UserError
 
 
@@ -46,6 +47,8 @@ class Library:
     """Glob patterns below the package; of two declarations of a name, the first counts."""
     classes: tuple[str, ...] = ()
     """Whose annotated fields are options; all classes of the files if empty."""
+    dictionary: str = ""
+    """Instead of annotated fields: keys that functions look up in a dictionary of this name."""
     name_set: str = ""
     """Instead of annotated fields: a class attribute that is a set of names."""
     choice_lists: str = ""
@@ -67,6 +70,8 @@ class Library:
 def options_of(library: Library) -> Mapping[str, Option]:
     """All options by name. UserError where the library is not installed."""
     root = _package_root(library)
+    if library.dictionary:
+        return _looked_up(root, library)
     choices = _choice_lists(root / library.choice_lists) if library.choice_lists else {}
     found: dict[str, Option] = {}
     for pattern in library.files:
@@ -77,6 +82,14 @@ def options_of(library: Library) -> Mapping[str, Option]:
     for name in library.extra:
         found.setdefault(name, Option(name, "", "", "an older name that is still read"))
     return found
+
+
+def _looked_up(root: Path, library: Library) -> dict[str, Option]:
+    trees = [ast.parse(p.read_text()) for pattern in library.files for p in root.glob(pattern)]
+    constants = string_constants(trees)
+    names = {key for tree in trees for key in looked_up(tree, library.dictionary, constants)}
+    assert names, f"{library.shown} reads its configuration elsewhere: {library.files}"
+    return {name: Option(name, "", "", "") for name in sorted(names | set(library.extra))}
 
 
 def _package_root(library: Library) -> Path:

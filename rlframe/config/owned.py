@@ -108,3 +108,33 @@ OPTIMIZER: Mapping[str, str] = {
     "overlap_param_gather": "trainer.{role}.ddp.overlap_param_gather",
 }
 HF_CONFIG: Mapping[str, str] = {"dtype": "model.dtype", "torch_dtype": "model.dtype"}
+DEEPSPEED: Mapping[str, str] = {
+    "optimizer": "trainer.{role}.optimizer",
+    "scheduler": "trainer.{role}.lr_decay",
+    "gradient_clipping": "trainer.{role}.optimizer.clip_grad",
+    "fp16": "model.dtype",
+    "torch_autocast": "model.dtype",
+    "activation_checkpointing": "trainer.{role}.gradient_checkpointing",
+}
+DEEPSPEED_FIXED: Mapping[str, str] = {
+    **dict.fromkeys(
+        (
+            "train_batch_size",
+            "train_micro_batch_size_per_gpu",
+            "gradient_accumulation_steps",
+            "managed_gradient_accumulation",
+        ),
+        "a batch's micro-batches are planned by their tokens, step by step",
+    ),
+    "gradient_allreduce_op": "losses are divided by the actions of all ranks",
+    "zero_allow_untested_optimizer": "the optimizer is rlframe's choice",
+    "zero_force_ds_cpu_optimizer": "the optimizer is rlframe's choice",
+    "tensor_parallel": "ranks are data parallel",
+    "pipeline": "ranks are data parallel",
+    "expert_parallel": "ranks are data parallel",
+    "hybrid_engine": "engines generate",
+    "autotuning": "it starts processes of its own",
+    "checkpoint": "checkpoints are rlframe's, for any number of ranks",
+    "data_efficiency": "batches are rlframe's",
+    "compile": "it is not tried",
+}

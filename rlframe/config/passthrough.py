@@ -1,5 +1,5 @@
-"""Options that pass through to SGLang, sglang-router, Megatron-core, transformers and Ray by their own
-names, checked against what is installed."""
+"""Options that pass through to SGLang, sglang-router, Megatron-core, DeepSpeed, transformers and Ray by their
+own names, checked against what is installed."""
 
 from __future__ import annotations
 
@@ -77,6 +77,23 @@ HF_CONFIG = Library(
     extra=("model_type", "rope_theta", "rope_scaling", *GLM_FIELDS),
     owned=owned.HF_CONFIG,
 )
+DEEPSPEED = Library(
+    "deepspeed",
+    "deepspeed",
+    ("runtime/constants.py", "runtime/**/config.py", "runtime/precision_config.py", "*/config.py"),
+    dictionary="param_dict",
+    extra=("comms_logger", "communication_data_type", "train_micro_batch_size_per_gpu"),
+    owned=owned.DEEPSPEED,
+    fixed=owned.DEEPSPEED_FIXED,
+)
+ZERO = Library("deepspeed", "deepspeed", ("runtime/zero/config.py",), ("DeepSpeedZeroConfig",))
+OFFLOAD = {
+    name: Library("deepspeed", "deepspeed", ("runtime/zero/offload_config.py",), (kind,))
+    for name, kind in (
+        ("offload_optimizer", "DeepSpeedZeroOffloadOptimizerConfig"),
+        ("offload_param", "DeepSpeedZeroOffloadParamConfig"),
+    )
+}
 RUNTIME_ENV = Library(
     "ray", "ray", ("runtime_env/runtime_env.py",), ("RuntimeEnv",), name_set="known_fields"
 )
@@ -88,15 +105,27 @@ PASSTHROUGH: Mapping[str, Library] = {
     **{f"trainer.{role}.transformer": TRANSFORMER for role in ("policy", "critic")},
     **{f"trainer.{role}.optimizer": OPTIMIZER for role in ("policy", "critic")},
     **{f"trainer.{role}.ddp": DDP for role in ("policy", "critic")},
+    **{f"trainer.{role}.deepspeed": DEEPSPEED for role in ("policy", "critic")},
     "cluster.runtime_env": RUNTIME_ENV,
 }
 """Which knob holds whose options."""
+SECTIONS: Mapping[str, Library] = {
+    f"trainer.{role}.deepspeed.zero_optimization{below}": library
+    for role in ("policy", "critic")
+    for below, library in (("", ZERO), *((f".{name}", part) for name, part in OFFLOAD.items()))
+}
+"""Options that are dictionaries of options again."""
+
+
+def library_of(key: str) -> Library:
+    """Whose options stand under a pass-through knob, or under a section of one."""
+    return PASSTHROUGH[key] if key in PASSTHROUGH else SECTIONS[key]
 
 
 def check_options(key: str, given: Mapping[str, Any]) -> None:
     """Raises UserError for an option that the library lacks, that follows from a key of rlframe's, that
     nobody may set, or that is of a wrong type."""
-    library = PASSTHROUGH[key]
+    library = library_of(key)
     for name, value in given.items():
         where = f"{key}.{name}={shown(value)}"
         option = find_option(key, name)
@@ -115,11 +144,15 @@ def check_options(key: str, given: Mapping[str, Any]) -> None:
                 f"{where}: {library.shown} takes {option.type_text} (default {option.default_text}), "
                 f"not {type(value).__name__}"
             )
+        if f"{key}.{name}" in SECTIONS and value is not None:
+            if not isinstance(value, dict):
+                raise UserError(f"{where}: it is a dictionary of options")
+            check_options(f"{key}.{name}", value)
 
 
 def find_option(key: str, name: str) -> Option:
     """The option `name` of the library behind the knob `key`; UserError with the nearest if there is none."""
-    library = PASSTHROUGH[key]
+    library = library_of(key)
     options = options_of(library)
     if name in options:
         return options[name]
@@ -131,7 +164,7 @@ def find_option(key: str, name: str) -> Option:
 
 def owning_key(key: str, name: str) -> str:
     """The key of rlframe's that the option follows from."""
-    return PASSTHROUGH[key].owned[name].format(role=key.split(".")[1])
+    return library_of(key).owned[name].format(role=key.split(".")[1])
 
 
 def _parsed(option: Option) -> ast.expr:

@@ -17,6 +17,11 @@ def our_defaults(key: str) -> Mapping[str, Any]:
             return {**COMMON_DEFAULTS, **({} if count_gpus() else CPU_DEFAULTS)}
         case ["trainer", _, "transformer"]:
             return defaults.TRANSFORMER
+        case ["trainer", _, "deepspeed", *section]:
+            found = defaults.deepspeed_defaults(half=False, on_cpu=not count_gpus())
+            for name in section:
+                found = found.get(name, {})
+            return found
         case ["trainer", _, "ddp"]:
             return defaults.ddp_defaults({})
     return {}

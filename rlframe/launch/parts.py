@@ -20,8 +20,7 @@ from rlframe.interfaces import RoleTrainer
 from rlframe.launch.black_box import black_box_spec
 from rlframe.launch.job import Job
 from rlframe.learner import Learner
-from rlframe.model_costs.row_costs import RowCosts
-from rlframe.model_shapes.family import read_shape
+from rlframe.model_costs.row_costs import row_costs
 from rlframe.opd import Teaching
 from rlframe.teachers.manifest import read_manifest
 from rlframe.types import WeightManifest
@@ -104,9 +103,7 @@ def learner_of(
         policy=policy,
         critic=critic,
         max_tokens_per_micro_batch=config.trainer.max_tokens_per_micro_batch,
-        row_costs=RowCosts.of(
-            read_shape(job.model.hf_config), longest=config.rollout.max_context_tokens
-        ),
+        row_costs=row_costs(job.model.hf_config, longest=config.rollout.max_context_tokens),
         bad_steps=bad_steps,
         seed=config.seed,
         teaching=teaching,

@@ -19,7 +19,8 @@ def precheck(config: RunConfig) -> None:
     from rlframe.launch.black_box import black_box_spec
 
     described = model_shape(config.model)
-    if config.model.path or "vocab_size" in described:
+    megatron = config.trainer.backend == "megatron"
+    if megatron and (config.model.path or "vocab_size" in described):
         shape = read_shape(described)
         if isinstance(shape, DenseShape):  # GLM's layout was checked with the rest of the keys
             shape.check_layout(config.trainer.policy.layout, "policy")

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from rlframe.model_costs.family import token_flops
-from rlframe.model_shapes.family import ModelShape
+from rlframe.model_shapes.family import ModelShape, has_definition, read_shape
 
 POINTS_AN_OCTAVE = 8
 
@@ -35,3 +36,12 @@ class RowCosts:
         """One cost a row."""
         found: list[float] = np.interp(lengths, self.lengths, self.flops).tolist()
         return found
+
+
+def row_costs(
+    hf_config: Mapping[str, Any], *, longest: int
+) -> Callable[[Sequence[int]], Sequence[float]]:
+    """By the model's formulas; by tokens alone for a model of which none are known here."""
+    if has_definition(hf_config):
+        return RowCosts.of(read_shape(hf_config), longest=longest)
+    return lambda lengths: [float(length) for length in lengths]

@@ -100,7 +100,8 @@ def _refuse_what_is_not_built(hf_config: Mapping[str, Any]) -> None:
     model_type = hf_config.get("model_type")
     if model_type not in SUPPORTED:
         raise UserError(
-            f"model type '{model_type}' has no Megatron definition here.{nearest(str(model_type), SUPPORTED)}"
+            f"model type '{model_type}' has no Megatron definition here.{nearest(str(model_type), SUPPORTED)} "
+            "trainer=deepspeed trains any causal language model of transformers."
         )
     refused = {
         "attention_bias": bool(hf_config.get("attention_bias", False)),

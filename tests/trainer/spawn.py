@@ -31,10 +31,16 @@ from typing import Any
 JOIN_TIMEOUT_S = 120.0
 
 
-def run_ranks(function: Callable[..., Any], world_size: int, **arguments: Any) -> list[Any]:
+def run_ranks(
+    function: Callable[..., Any],
+    world_size: int,
+    *,
+    timeout_s: float = JOIN_TIMEOUT_S,
+    **arguments: Any,
+) -> list[Any]:
     """[function(rank, world_size, init_method, **arguments)] of every rank.
 
-    The first rank that raises ends the others. Raises RuntimeError then, and after two minutes.
+    The first rank that raises ends the others. Raises RuntimeError then, and after `timeout_s`.
     """
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["trainer.megatron.platform", "trainer.megatron.training"])
@@ -55,20 +61,20 @@ def run_ranks(function: Callable[..., Any], world_size: int, **arguments: Any) -
         processes.append(process)
         pipes.append(ours)
     try:
-        return _collect(pipes)
+        return _collect(pipes, timeout_s)
     finally:
         for process in processes:
             process.kill()
             process.join()
 
 
-def _collect(pipes: list[Connection]) -> list[Any]:
+def _collect(pipes: list[Connection], timeout_s: float) -> list[Any]:
     results: dict[int, Any] = {}
     while len(results) < len(pipes):
         missing = [p for rank, p in enumerate(pipes) if rank not in results]
-        ready = wait(missing, timeout=JOIN_TIMEOUT_S)
+        ready = wait(missing, timeout=timeout_s)
         if not ready:
-            raise RuntimeError(f"ranks still running after {JOIN_TIMEOUT_S} s")
+            raise RuntimeError(f"ranks still running after {timeout_s} s")
         for pipe in ready:
             assert isinstance(pipe, Connection)
             rank = pipes.index(pipe)

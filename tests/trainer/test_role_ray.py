@@ -57,13 +57,17 @@ def role(
     path: str = "",
     silent_rank_s: float = 60.0,
     hf_config: dict[str, Any] = TINY,
+    backend: str = "megatron",
 ) -> RankedRole:
     spec = rank_spec(kind, layout=layout, hf_config=hf_config)
     return RankedRole(
         spec.role,
         config=RoleConfig(layout=layout, lr=1e-2, optimizer={"adam_eps": 1e-3}),
         trainer=TrainerConfig(
-            start_timeout_s=120, collective_timeout_s=60, silent_rank_s=silent_rank_s
+            backend=backend,
+            start_timeout_s=240,
+            collective_timeout_s=60,
+            silent_rank_s=silent_rank_s,
         ),
         model=dataclasses.replace(spec.model, path=path),
         objective=spec.objective,
@@ -89,18 +93,24 @@ def assert_gone(process_ids: list[int]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("hf_config", "layout", "plan"),
+    ("backend", "hf_config", "layout", "plan"),
     [
-        (TINY, LayoutConfig(data=2), HALVES),
-        (TINY_GLM, LayoutConfig(context=2, expert=2), WHOLE),
+        ("megatron", TINY, LayoutConfig(data=2), HALVES),
+        ("megatron", TINY_GLM, LayoutConfig(context=2, expert=2), WHOLE),
+        ("deepspeed", TINY, LayoutConfig(data=2), HALVES),
     ],
-    ids=["dense", "glm"],
+    ids=["dense", "glm", "deepspeed"],
 )
 def test_two_roles_work_at_the_same_time(
-    cluster: str, tmp_path: Path, hf_config: dict[str, Any], layout: LayoutConfig, plan: BatchPlan
+    cluster: str,
+    tmp_path: Path,
+    backend: str,
+    hf_config: dict[str, Any],
+    layout: LayoutConfig,
+    plan: BatchPlan,
 ) -> None:
-    policy = role("policy", layout, hf_config=hf_config)
-    critic = role("critic", LayoutConfig(), hf_config=hf_config)
+    policy = role("policy", layout, hf_config=hf_config, backend=backend)
+    critic = role("critic", LayoutConfig(), hf_config=hf_config, backend=backend)
     told = started(policy, critic)
     process_ids = policy.process_ids() + critic.process_ids()
     try:
@@ -151,9 +161,11 @@ def test_two_roles_work_at_the_same_time(
         policy.check()
 
 
-def test_a_death_ends_the_role(cluster: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("backend", ["megatron", "deepspeed"])
+def test_a_death_ends_the_role(cluster: str, tmp_path: Path, backend: str) -> None:
     """Once while its peer waits for it in a collective, once while it writes a checkpoint."""
-    busy, idle = role("policy", LayoutConfig(data=2)), role("critic", LayoutConfig())
+    busy = role("policy", LayoutConfig(data=2), backend=backend)
+    idle = role("critic", LayoutConfig(), backend=backend)
     started(busy, idle)
     process_ids = busy.process_ids()
     os.kill(process_ids[1], signal.SIGSTOP)
@@ -254,7 +266,7 @@ def test_the_driver_loads_no_heavy_library() -> None:
             sys.executable,
             "-c",
             "import sys, trainer.ranks.role;"
-            "print([m for m in ('torch', 'megatron', 'transformers') if m in sys.modules])",
+            "print([m for m in ('torch', 'megatron', 'deepspeed', 'transformers') if m in sys.modules])",
         ],
         capture_output=True,
         text=True,

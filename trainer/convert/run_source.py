@@ -78,6 +78,12 @@ def read_role(directory: Path) -> dict[str, Any]:
     """`role.json`. Raises UserError."""
     try:
         about = json.loads((directory / ROLE_FILE).read_text())
-        return {"role": about["role"], "model": about["model"], "step": about["step"]}
+        told = {"role": about["role"], "model": about["model"], "step": about["step"]}
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"'{directory}' is no checkpoint of ours: {ROLE_FILE}: {error}") from None
+    if about.get("backend", "megatron") != "megatron":
+        raise UserError(
+            f"'{directory}' was saved by trainer={about['backend']}, whose state can't be converted: convert the "
+            "run's exported model (RUN/hf), which it writes when it ends"
+        )
+    return told

@@ -69,7 +69,9 @@ class Training:
             freeze_attention(self.model)
         self._indexers = IndexerLearning(self.model, spec.indexer, self._device)
         self._reference = (
-            FrozenCopy(self.model) if spec.keeps_reference and spec.role == "policy" else None
+            FrozenCopy([*self.model.parameters(), *self.model.buffers()])
+            if spec.keeps_reference and spec.role == "policy"
+            else None
         )
         self._teachers: TeacherPasses | None = None
         if spec.teachers and spec.role == "policy":

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Iterator, Mapping
 from functools import lru_cache
 from pathlib import Path
@@ -18,9 +17,7 @@ from trainer.models.hf_files import HfCheckpoint
 from trainer.models.hf_names import LM_HEAD, VALUE_HEAD, Cut, Entry, Size, cut, join, part_shape
 from trainer.models.language_model import LanguageModel, model_chunks
 from trainer.models.model_names import chunk_entries, tensor_shapes, why_not
-
-VALUE_HEAD_SCALE = 0.1
-"""A new value head's values have about this standard deviation (its inputs have unit RMS)."""
+from trainer.random_weights import VALUE_HEAD_SCALE, seeded_normal
 
 
 def load_hf(model: torch.nn.Module, path: str | Path, *, seed: int) -> None:
@@ -176,9 +173,7 @@ def random_tensor(name: str, shape: ModelShape, *, role: str, seed: int) -> Tens
     if len(size) == 1:
         return torch.zeros(size) if name.endswith("bias") else torch.ones(size)
     std = VALUE_HEAD_SCALE * shape.hidden_size**-0.5 if name == VALUE_HEAD else shape.init_std
-    digest = hashlib.sha256(f"{seed} {name}".encode()).digest()
-    generator = torch.Generator().manual_seed(int.from_bytes(digest[:7], "little"))
-    return torch.empty(size).normal_(0.0, std, generator=generator)
+    return seeded_normal(name, size, std=std, seed=seed)
 
 
 @lru_cache(maxsize=2)

@@ -123,6 +123,10 @@ class RoleRank:
 
 def _starter(backend: Backend) -> Callable[[RankSpec, str, Any], RankTraining]:
     """What makes a rank of this backend; its libraries are loaded here."""
-    from trainer.megatron.training import start
+    if backend == "deepspeed":
+        from trainer.deepspeed.start import start as start_deepspeed
 
-    return start
+        return start_deepspeed
+    from trainer.megatron.training import start as start_megatron
+
+    return start_megatron

@@ -123,7 +123,9 @@ class RoleConfig:
         "constant", help="what follows the warm-up", allowed=("constant", "linear", "cosine")
     )
     optimizer: Dict = knob(
-        factory=dict, help="fields of megatron.core.optimizer.OptimizerConfig, by their own names"
+        factory=dict,
+        help="fields of megatron.core.optimizer.OptimizerConfig, by their own names; with trainer=deepspeed "
+        "those that say which Adam or SGD it is",
     )
     transformer: Dict = knob(
         factory=dict,
@@ -132,6 +134,21 @@ class RoleConfig:
     ddp: Dict = knob(
         factory=dict,
         help="fields of megatron.core.distributed.DistributedDataParallelConfig, by their own names",
+    )
+    deepspeed: Dict = knob(
+        factory=dict,
+        help="DeepSpeed's own configuration, by its own names, such as `{zero_optimization: {stage: 3}}` "
+        "(trainer=deepspeed)",
+    )
+    attention: str = knob(
+        "auto",
+        help="transformers' implementation of attention; auto: flash_attention_2 where it is installed and "
+        "the model is in bfloat16 on a GPU, else transformers' choice (trainer=deepspeed)",
+        allowed=("auto", "eager", "sdpa", "flash_attention_2", "flash_attention_3"),
+    )
+    gradient_checkpointing: bool = knob(
+        False,
+        help="compute activations again in the backward pass instead of keeping them (trainer=deepspeed)",
     )
     grad_norm_limit: float = knob(
         0.0,
@@ -162,7 +179,11 @@ class CriticRoleConfig(RoleConfig):
 class TrainerConfig:
     """Ranks that learn: backend, micro-batches, checkpoints, one part a role."""
 
-    backend: str = knob("megatron", help="which trainer", allowed=("megatron",))
+    backend: str = knob(
+        "megatron",
+        help="which trainer: Megatron-core, or DeepSpeed for any causal model of transformers",
+        allowed=("megatron", "deepspeed"),
+    )
     max_tokens_per_micro_batch: int = knob(
         8192, help="hard cap of one packed micro-batch", unit="tokens", minimum=1
     )
