@@ -1,0 +1,1 @@
+"""Tools of a white-box agent, over a sandbox: `bash, python, read, write, edit, search, submit`."""
