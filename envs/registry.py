@@ -22,6 +22,9 @@ BUILT_IN = MappingProxyType(
         "dataset": "envs.suites.dataset:DatasetSource",
         "mixed": "envs.suites.mixed:MixedSource",
         "union": "envs.suites.union:UnionSource",
+        "code_repair": "envs.suites.code_repair.source:CodeRepairSource",
+        "harbor": "envs.adapters.harbor:HarborSource",
+        "hackable": "envs.suites.hackable.source:HackableSource",
     }
 )
 REQUIRED_METHODS = ("train_task", "held_out_tasks", "make")

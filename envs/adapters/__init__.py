@@ -1,0 +1,1 @@
+"""Other people's environments as ours, one small file each."""

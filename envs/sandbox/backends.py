@@ -1,0 +1,15 @@
+"""Backends by name, for `env.args.backend`."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping
+from types import MappingProxyType
+
+from envs.sandbox.bwrap import open_bwrap
+from envs.sandbox.local import open_local
+from envs.sandbox.spec import SandboxSpec
+from rlframe.sandbox.protocol import Sandbox
+
+Opens = Callable[[SandboxSpec], Awaitable[Sandbox]]
+
+BACKENDS: Mapping[str, Opens] = MappingProxyType({"bwrap": open_bwrap, "local": open_local})
