@@ -23,6 +23,9 @@ BUILT_IN = MappingProxyType(
         "mixed": "envs.suites.mixed:MixedSource",
         "union": "envs.suites.union:UnionSource",
         "code_repair": "envs.suites.code_repair.source:CodeRepairSource",
+        "functions": "envs.adapters.functions:FunctionsSource",
+        "gymnasium": "envs.adapters.gymnasium_text:GymnasiumSource",
+        "mcp": "envs.adapters.mcp_env:McpSource",
         "harbor": "envs.adapters.harbor:HarborSource",
         "hackable": "envs.suites.hackable.source:HackableSource",
     }
