@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 from rlframe import weights
 from rlframe.errors import InfraFault, RunError
@@ -33,11 +34,21 @@ class EngineInfo:
 class EngineActor:
     """Made a Ray actor by the pool."""
 
-    def __init__(self, spec: EngineSpec, keys: Keys, *, one_host: bool) -> None:
+    def __init__(
+        self,
+        spec: EngineSpec,
+        keys: Keys,
+        *,
+        one_host: bool,
+        signatures: Mapping[str, expected.Signature] | None = None,
+    ) -> None:
+        """`signatures`: the tensors that a sync must bring, where they are not the model's own in the
+        dtype of `spec`."""
         self._spec = spec
         self._server = SglangServer(spec, keys, host=_interface(one_host))
-        self._expected: Mapping[str, expected.Signature] | None = None
+        self._expected = signatures
         self._verifier = weights.Verifier()
+        self._verified: dict[str, tuple[object, ...]] = {}
         self._version = 0
 
     @classmethod
@@ -93,6 +104,12 @@ class EngineActor:
         ended = time.perf_counter()
         return {"check_s": checked - began, "pause_s": ended - checked, "total_s": ended - began}
 
+    def check_ahead(self, manifest: WeightManifest) -> None:
+        """What `sync` would check, while the engine serves; a sync of the same, unchanged files is then
+        spared it. RunError where they are refused."""
+        self._check(manifest)
+        self._verified[manifest.directory] = _state(manifest)
+
     def _load(self, control: Control, manifest: WeightManifest, *, flush_cache: bool) -> None:
         if manifest.handles:
             control.load_from_handles(
@@ -125,13 +142,20 @@ class EngineActor:
         if self._expected is None:
             self._expected = expected.signatures(self._spec.model_directory, self._spec.dtype)
         problems = expected.differences(self._expected, manifest)
-        if not manifest.handles:
+        if not manifest.handles and self._verified.get(manifest.directory) != _state(manifest):
             problems += self._verifier.verify(manifest)
         if problems:
             shown = "; ".join(problems[:5]) + (
                 f"; and {len(problems) - 5} more" if len(problems) > 5 else ""
             )
             raise RunError(f"weights of version {manifest.version} are refused: {shown}")
+
+
+def _state(manifest: WeightManifest) -> tuple[object, ...]:
+    """Changes when a file is written to, or other checksums are expected."""
+    files = sorted(Path(manifest.directory).glob("*.safetensors"))
+    stamps = [(*weights.file_identity(file), file.stat().st_mtime_ns) for file in files]
+    return (*stamps, *((name, spec.checksum) for name, spec in manifest.tensors.items()))
 
 
 def _interface(one_host: bool) -> str:
