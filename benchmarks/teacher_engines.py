@@ -50,6 +50,7 @@ def running(
     logs: Path,
     *,
     on_event: Callable[[str], None] = print,
+    progress: Callable[[str], None] = print,
     engine_args: Mapping[str, Any] | None = None,
     **changes: Any,
 ) -> Iterator[TeacherPool]:
@@ -93,7 +94,7 @@ def running(
     )
     try:
         pool.begin_start()
-        pool.wait_started(print)
+        pool.wait_started(progress)
         yield pool
     finally:
         pool.close()

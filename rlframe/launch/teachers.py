@@ -1,4 +1,4 @@
-"""The teachers of a run: checked against its student and its tasks, then made; nothing starts here."""
+"""The engines of a run's teachers, after these were checked against its student; nothing starts here."""
 
 from __future__ import annotations
 
@@ -9,24 +9,15 @@ from pathlib import Path
 from rlframe.cluster.demand import teacher_part
 from rlframe.launch.job import Job
 from rlframe.machine import SHARED_MEMORY
-from rlframe.teachers.check import check_vocabularies, read_checkpoints, run_domains
+from rlframe.teachers.check import check_vocabularies, read_checkpoints
 from rlframe.teachers.groups import check_groups, engine_groups
-from rlframe.teachers.manifest import TeacherManifest, read_manifest
+from rlframe.teachers.manifest import TeacherManifest
 from rollout.engine.server import EngineSpec
 from rollout.teachers.build import Settings, build_pool
 from rollout.teachers.pool import TeacherPool
 
 
-def manifest_of(job: Job) -> TeacherManifest:
-    """UserError where a domain of the run's tasks has no teacher; says which teachers have no domain."""
-    manifest = read_manifest(job.config.teachers.manifest)
-    idle = manifest.check_domains(run_domains(job.source))
-    if idle:
-        job.view.warn(f"no task of the run is for the teachers {', '.join(idle)}")
-    return manifest
-
-
-def teachers_of(job: Job, manifest: TeacherManifest) -> TeacherPool:
+def teacher_engines(job: Job, manifest: TeacherManifest) -> TeacherPool:
     """Engines beside the rollout's; `begin_start` and `wait_started` as for the other parts."""
     config = job.config
     groups = engine_groups(config.teachers)

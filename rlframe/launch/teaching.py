@@ -15,10 +15,12 @@ from rlframe.errors import UserError
 from rlframe.interfaces import TaskSource
 from rlframe.launch.comparison import best_by_domain, read_comparison
 from rlframe.launch.job import Job
+from rlframe.launch.teachers import teacher_engines
 from rlframe.opd import Teaching
 from rlframe.score_store import MOST_KEPT, ScoreStore
 from rlframe.scoring import Scoring
 from rlframe.teacher_choice import TeacherChoice
+from rlframe.teachers.check import run_domains
 from rlframe.teachers.manifest import Teacher, TeacherManifest, read_manifest
 from rlframe.teaching import TeacherService
 from rlframe.types import Trajectory
@@ -43,8 +45,7 @@ def teachers_of(job: Job, algorithm: OpdConfig) -> Teachers:
     """UserError for a domain that nobody teaches."""
     manifest = read_manifest(job.config.teachers.manifest)
     compared = read_comparison(job.directory.path)
-    domains = {task.domain for task in job.source.held_out_tasks()}
-    for name in manifest.check_domains(sorted(domains)):
+    for name in manifest.check_domains(run_domains(job.source)):
         job.view.warn(f"teacher {name} has no domain of this run: it is never asked")
     if algorithm.teachers_on == "ranks":
         rank_teachers(manifest)
@@ -87,7 +88,7 @@ def service_of(job: Job, teachers: Teachers) -> Any:
     algorithm = job.config.algorithm
     if algorithm.teachers_on == "ranks":
         return None
-    raise UserError("algorithm.teachers_on=engines is not there yet: use ranks")
+    return teacher_engines(job, teachers.manifest)
 
 
 def teaching_of(
