@@ -178,7 +178,7 @@ def overlapped(merge: Merge, *, engines: int, swap_s: float, steps: int) -> floa
     return max(done.ended_s / steps, period_s)
 
 
-def simulated(steps: int = 20) -> list[dict[str, Any]]:
+def simulated(steps: int = 8) -> list[dict[str, Any]]:
     merge, rows = Merge(), []
     for way in (one_by_one, overlapped):
         resident = way(merge, engines=TEACHERS, swap_s=0.0, steps=steps)

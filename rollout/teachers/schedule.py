@@ -17,6 +17,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import permutations
+from typing import NamedTuple
 
 EPSILON = 1e-9
 ROUNDS = 64
@@ -63,6 +64,18 @@ def plan(work_s: Mapping[str, float], engines: Sequence[EngineState], swap_s: Sw
     return draft.finished()
 
 
+class _Change(NamedTuple):
+    """`teacher` goes from engine `one` to `other`, and `back`, if it is one, the other way."""
+
+    one: int
+    other: int
+    teacher: str
+    back: str | None
+    one_s: float
+    """By how much the end of `one` moves."""
+    other_s: float
+
+
 @dataclass(slots=True)
 class _Draft:
     work_s: Mapping[str, float]
@@ -96,36 +109,47 @@ class _Draft:
     def improve(self) -> bool:
         """The best move or exchange of whole teachers, if any helps."""
         ends = [self.end(e) for e in range(len(self.parts))]
-        best: tuple[tuple[float, float], list[tuple[int, dict[str, float]]]] | None = None
-        for changes in self._moves():
-            new = {e: self.end(e, parts) for e, parts in changes}
-            after = max(new.get(e, end) for e, end in enumerate(ends))
+        latest = sorted(ends, reverse=True)[:3]  # the third is there whichever two change
+        best: tuple[float, float, _Change] | None = None
+        for change in self._changes():
+            one, other = change.one, change.other
+            new = (ends[one] + change.one_s, ends[other] + change.other_s)
+            rest = list(latest)
+            for old in (ends[one], ends[other]):
+                if old in rest:
+                    rest.remove(old)
+            makespan = max(*new, *rest[:1]) - latest[0]
             # Of the two engines' sum, what falls is swaps: work is only handed around.
-            swaps = sum(new.values()) - sum(ends[e] for e in new)
-            score = (after - max(ends), swaps)
-            if score[0] < -EPSILON or (score[0] < EPSILON and swaps < -EPSILON):
-                best = min(best, (score, changes), key=lambda b: b[0]) if best else (score, changes)
+            swaps = change.one_s + change.other_s
+            helps = makespan < -EPSILON or (makespan < EPSILON and swaps < -EPSILON)
+            if helps and (best is None or (makespan, swaps) < best[:2]):
+                best = (makespan, swaps, change)
         if best is None:
             return False
-        for engine, parts in best[1]:
-            self.parts[engine] = parts
+        change = best[2]
+        mine, theirs = self.parts[change.one], self.parts[change.other]
+        theirs[change.teacher] = mine.pop(change.teacher)
+        if change.back is not None:
+            mine[change.back] = theirs.pop(change.back)
         return True
 
-    def _moves(self) -> Iterator[list[tuple[int, dict[str, float]]]]:
-        """New parts of two engines: a teacher moved from one to the other, or two exchanged."""
+    def _changes(self) -> Iterator[_Change]:
+        """A teacher moved from one engine to another, or two exchanged."""
+        costs = {
+            (e, t): self.cost(e, t) for e in range(len(self.parts)) for p in self.parts for t in p
+        }
         for (one, mine), (other, theirs) in permutations(enumerate(self.parts), 2):
             for teacher, seconds in mine.items():
-                if self.cost(other, teacher) == float("inf"):
+                if costs[other, teacher] == float("inf"):
                     continue
-                without = {t: s for t, s in mine.items() if t != teacher}
-                yield [(one, without), (other, {**theirs, teacher: seconds})]
-                for back, back_seconds in theirs.items():
-                    if one < other and self.cost(one, back) != float("inf"):
-                        rest = {t: s for t, s in theirs.items() if t != back}
-                        yield [
-                            (one, {**without, back: back_seconds}),
-                            (other, {**rest, teacher: seconds}),
-                        ]
+                away_s = -seconds - costs[one, teacher]
+                there_s = seconds + costs[other, teacher]
+                yield _Change(one, other, teacher, None, away_s, there_s)
+                for back, back_s in theirs.items() if one < other else ():
+                    if costs[one, back] != float("inf"):
+                        here_s = back_s + costs[one, back]
+                        gone_s = -back_s - costs[other, back]
+                        yield _Change(one, other, teacher, back, away_s + here_s, there_s + gone_s)
 
     def split(self) -> bool:
         """Part of the latest engine's work to the earliest one that can take it, if that pays."""
