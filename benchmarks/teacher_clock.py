@@ -48,6 +48,7 @@ def simulate(
     found = Simulated()
     have: list[str | None] = [*loaded, *[None] * (engines - len(loaded))]
     free_at = [0.0] * engines
+    turn_began = [0.0] * engines
     clock: list[tuple[float, int, ScoreRequest | None]] = []
     for number, a in enumerate(arrivals):
         ids = np.broadcast_to(np.int32(0), a.tokens)
@@ -71,12 +72,17 @@ def simulate(
         for engine in range(engines):
             if free_at[engine] > now:
                 continue
-            states = [EngineState(h, max(f - now, 0.0)) for h, f in zip(have, free_at, strict=True)]
+            states = [
+                EngineState(h, max(f - now, 0.0), now - b)
+                for h, f, b in zip(have, free_at, turn_began, strict=True)
+            ]
             teacher = queues.next_turn(engine, states, costs, now)
             if teacher is None:
                 continue
             swapped = have[engine] != teacher
             have[engine] = teacher
+            if swapped:
+                turn_began[engine] = now + swap_s
             taken = queues.take(teacher, batch_tokens)
             seconds = sum(len(w.request.token_ids) for w in taken) / tokens_per_s
             found.waited_s += [now - w.since_s for w in taken]

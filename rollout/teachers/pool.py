@@ -271,6 +271,7 @@ class TeacherPool:
 
     def _after_swap(self, group: Group, slot: Slot, call: Call, times: dict[str, float]) -> None:
         group.observe_swap(times["total_s"], restarted=bool(times["restarted"]))
+        slot.turn_began_s = time.monotonic()
         self._tally.add(swaps=1, swap_total_s=time.monotonic() - call.began_s)
         if times["restarted"]:
             slot.ready.clear()

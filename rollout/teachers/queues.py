@@ -8,7 +8,7 @@ An engine goes on with the teacher that it has while there is work for it. A swa
 until that pays: until its work would take as long as the swap, or has waited as long (the rule of the ski
 rental: never more than twice what knowing the future would have cost). So single traces that trickle
 in cost no swap each, and what is there at once is begun at once. An engine that always finds work leaves
-it for a teacher that has waited `STARVED` swaps.
+it after a turn of `LONGEST_TURN` swaps, for the teacher that has waited longest and at least as long.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from rlframe.teaching import ScoreRequest
 from rollout.teachers.schedule import EngineState, SwapSeconds, plan
 
-STARVED = 20.0
+LONGEST_TURN = 20.0
 
 
 @dataclass(slots=True)
@@ -119,18 +119,17 @@ class Queues:
         """The teacher whose work `engine`, which is free, takes now."""
         loaded = engines[engine].loaded
         work_s = self.work_s()
-        if loaded in work_s and not self._starved(engine, engines, swap_s, work_s, now):
-            return loaded
-        stays = loaded if loaded in work_s else None
+        if loaded in work_s:
+            return self._starved(engine, engines, swap_s, work_s, now) or loaded
         pay = {
             teacher
             for teacher in work_s
             if teacher != loaded and self._pays(teacher, engine, loaded, swap_s, work_s, now)
         }
         if not pay:
-            return stays
+            return None
         turns = plan(work_s, engines, swap_s).turns[engine]
-        return next((teacher for teacher, _ in turns if teacher in pay), stays)
+        return next((teacher for teacher, _ in turns if teacher in pay), None)
 
     def upcoming(
         self, engine: int, engines: Sequence[EngineState], swap_s: SwapSeconds
@@ -158,14 +157,15 @@ class Queues:
         swap_s: SwapSeconds,
         work_s: dict[str, float],
         now: float,
-    ) -> bool:
-        """A teacher that no engine has and this one could load has waited too long."""
-        have = {state.loaded for state in engines}
-        return any(
-            teacher not in have
-            and self.waited_s(teacher, now)
-            >= STARVED * (cost := swap_s(engine, engines[engine].loaded, teacher))
-            and cost != float("inf")
-            and cost > 0
+    ) -> str | None:
+        """The teacher that no engine has and that has waited longest, once this engine's turn is over."""
+        state = engines[engine]
+        have = {other.loaded for other in engines}
+        waited = {
+            teacher: self.waited_s(teacher, now)
             for teacher in work_s
-        )
+            if teacher not in have
+            and min(state.turn_s, self.waited_s(teacher, now))
+            > LONGEST_TURN * swap_s(engine, state.loaded, teacher)
+        }
+        return max(waited, key=waited.__getitem__, default=None)

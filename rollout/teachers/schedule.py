@@ -34,6 +34,8 @@ class EngineState:
     loaded: str | None
     free_s: float = 0.0
     """From now, until it is done with what it was given."""
+    turn_s: float = 0.0
+    """How long it has had this teacher."""
 
 
 @dataclass(slots=True)

@@ -48,6 +48,7 @@ class Slot:
     node: str = ""
     loaded: str | None = None
     version: int = 0
+    turn_began_s: float = 0.0
     ready: set[str] = field(default_factory=set)
     """Teachers whose files this actor has checked."""
     to_stage: list[str] = field(default_factory=list)
@@ -92,12 +93,13 @@ class Group:
 
     def states(self) -> list[EngineState]:
         """For a plan."""
-        rate = self.queues.tokens_per_s
+        rate, now = self.queues.tokens_per_s, time.monotonic()
         return [
             EngineState(
                 slot.loaded,
                 sum(call.tokens for call in slot.under_way("score")) / rate
                 + (self.swap_s if slot.under_way("swap", "start") else 0.0),
+                now - slot.turn_began_s,
             )
             for slot in self.slots
         ]

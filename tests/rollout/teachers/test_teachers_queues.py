@@ -22,8 +22,8 @@ def requests(teacher, count, tokens=100, top_k=0):
     return [ScoreRequest(f"{teacher}{n}", teacher, ids, 1, top_k) for n in range(count)]
 
 
-def turn(queues, loaded, now):
-    return queues.next_turn(0, [EngineState(loaded)], swap_s, now)
+def turn(queues, loaded, now, turn_s=0.0):
+    return queues.next_turn(0, [EngineState(loaded, turn_s=turn_s)], swap_s, now)
 
 
 def test_an_engine_stays_with_its_teacher_while_there_is_work():
@@ -44,12 +44,21 @@ def test_a_swap_waits_until_it_pays():
     assert turn(queues, "a", now=0.0) == "b"
 
 
-def test_a_teacher_that_has_waited_too_long_comes_first():
+def test_a_turn_ends_for_those_who_have_waited_long():
     queues = Queues(RATE)
     queues.add(requests("b", 1), now=0.0)
+    queues.add(requests("c", 1), now=1.0)
     queues.add(requests("a", 1), now=39.0)
-    assert turn(queues, "a", now=39.0) == "a"
-    assert turn(queues, "a", now=40.0) == "b"
+    assert turn(queues, "a", now=50.0, turn_s=30.0) == "a"  # its turn is not over
+    assert turn(queues, "a", now=39.0, turn_s=45.0) == "a"  # nobody has waited so long
+    assert turn(queues, "a", now=50.0, turn_s=45.0) == "b"
+
+
+def test_overload_is_no_reason_to_swap_for_every_call():
+    """All teachers have waited long and more arrives than can be scored: engines score, most of the time."""
+    arrivals = [Arrival(n * 0.9, f"t{n % 12}", 200) for n in range(3000)]
+    done = simulate(arrivals, engines=2, swap_s=2.0, tokens_per_s=RATE, batch_tokens=400)
+    assert done.busy_s / (2 * done.ended_s) > 0.9
 
 
 def test_what_failed_goes_alone_and_first():
