@@ -49,4 +49,4 @@ doctor: setup ## what this machine has, what it lacks, how to mend it
 	@$(BIN)/rlframe doctor
 
 clean: ## remove the environment and caches; runs/ stays
-	rm -rf .venv .venv-trl .venv-verl .mypy_cache .ruff_cache .pytest_cache .hypothesis *.egg-info
+	rm -rf .venv .venv-trl .venv-trl-opd .venv-verl .mypy_cache .ruff_cache .pytest_cache .hypothesis *.egg-info

@@ -98,28 +98,30 @@ def rlframe_steps(shape: Shape) -> Iterator[Callable[[], Round]]:
 
 def configuration(shape: Shape, directory: str) -> RunConfig:
     """One step of everything, nothing beside it: no evaluation, no checkpoint, no view."""
+    return load_config(overrides(shape, directory))
+
+
+def overrides(shape: Shape, directory: str) -> list[str]:
     context = shape.prompt + shape.new_tokens
     fields = [f"model.hf_config.{key}={_shown(value)}" for key, value in shape.qwen3().items()]
-    return load_config(
-        [
-            "model=tiny_qwen3",
-            *fields,
-            "model.tokenizer_vocab_size=280",
-            "env.name=benchmarks.random_prompts:RandomPrompts",
-            f"env.args.characters={shape.prompt - TEMPLATE_TOKENS}",
-            "logging=quiet",
-            "logging.eval_every=0",
-            "trainer.checkpoint_every=0",
-            f"algorithm.batch_trajectories={shape.rollouts}",
-            f"rollout.sampling.max_new_tokens={shape.new_tokens}",
-            "rollout.sampling.ignore_eos=true",
-            f"rollout.max_context_tokens={context}",
-            "rollout.max_turns=1",
-            "rollout.router=false",
-            f"run_dir={directory}",
-            "steps=1000000",
-        ]
-    )
+    return [
+        "model=tiny_qwen3",
+        *fields,
+        "model.tokenizer_vocab_size=280",
+        "env.name=benchmarks.random_prompts:RandomPrompts",
+        f"env.args.characters={shape.prompt - TEMPLATE_TOKENS}",
+        "logging=quiet",
+        "logging.eval_every=0",
+        "trainer.checkpoint_every=0",
+        f"algorithm.batch_trajectories={shape.rollouts}",
+        f"rollout.sampling.max_new_tokens={shape.new_tokens}",
+        "rollout.sampling.ignore_eos=true",
+        f"rollout.max_context_tokens={context}",
+        "rollout.max_turns=1",
+        "rollout.router=false",
+        f"run_dir={directory}",
+        "steps=1000000",
+    ]
 
 
 def _shown(value: object) -> str:

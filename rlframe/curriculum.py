@@ -1,6 +1,6 @@
 """Which domains the tasks of a step are of: a task source whose mixture changes with the steps.
 
-    algorithm.curriculum: {0: {gcd: 1}, 100: {gcd: 1, proofs: 3}}     # from a step on: shares
+    algorithm.curriculum: {from_0: {gcd: 1}, from_100: {gcd: 1, proofs: 3}}     # from a step on: shares
 
 The stream stays a function of the index alone, so that a resumed run meets the same tasks: task i belongs to
 step i // (tasks of a step), which is exact where no attempt is lost and near it where some are.
@@ -18,6 +18,8 @@ from rlframe.interfaces import AnyEnv, TaskSource
 from rlframe.types import Demonstration, Task
 
 KEY = "algorithm.curriculum"
+PREFIX = "from_"
+"""Of a step: names in a configuration are text."""
 WINDOW = 256
 """Tasks of the source that are looked through for one of the wanted domain."""
 _GOLDEN = 0.6180339887498949
@@ -51,17 +53,18 @@ def parse_curriculum(given: Mapping[Any, Any]) -> Curriculum | None:
         return None
     phases = {}
     for step, shares in given.items():
-        if not str(step).isdigit():
-            raise UserError(f"{KEY}.{step}: the keys are steps, such as 0 and 100")
+        number = str(step).removeprefix(PREFIX)
+        if not number.isdigit():
+            raise UserError(f"{KEY}.{step}: the keys are steps, such as {PREFIX}0 and {PREFIX}100")
         if not isinstance(shares, Mapping) or not shares:
             raise UserError(
                 f"{KEY}.{step}={shares!r}: must be shares by domain, {{gcd: 1, aiw: 3}}"
             )
         for domain, share in shares.items():
-            number = isinstance(share, int | float) and not isinstance(share, bool)
-            if not number or share <= 0:
+            plain = isinstance(share, int | float) and not isinstance(share, bool)
+            if not plain or share <= 0:
                 raise UserError(f"{KEY}.{step}.{domain}={share!r}: must be a number above 0")
-        phases[int(step)] = {str(d): float(s) for d, s in shares.items()}
+        phases[int(number)] = {str(d): float(s) for d, s in shares.items()}
     if 0 not in phases:
         raise UserError(f"{KEY} begins at step {min(phases)}: say what is from step 0 on, too")
     steps = tuple(sorted(phases))

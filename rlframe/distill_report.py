@@ -19,6 +19,7 @@ from rlframe.durable_files import write_atomic
 from rlframe.metrics import HELD_OUT, Line, series
 
 AVERAGE = "weight average"
+PICTURE = "distillation.png"
 COLOURS = {
     "before": "#c8c8c8",
     "weight average": "#edae49",
@@ -53,10 +54,12 @@ class Row:
             return None
         return self.student / self.teacher
 
+    def shown(self) -> dict[str, Any]:
+        return {**asdict(self), "of_teacher": self.of_teacher}
+
     def numbers(self) -> dict[str, float]:
         """Those that there are."""
-        named = {**asdict(self), "of_teacher": self.of_teacher}
-        return {k: float(v) for k, v in named.items() if k != "domain" and v is not None}
+        return {k: float(v) for k, v in self.shown().items() if k != "domain" and v is not None}
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,15 +117,15 @@ def report_of(
 
 def write_report(report: Report, directory: Path, *, title: str) -> None:
     """distillation.json, .csv and .png in the run directory; the table on the terminal."""
-    rows = [{**asdict(row), "of_teacher": row.of_teacher} for row in report.rows]
-    described = {"best_single": report.best_single, "rows": rows}
+    rows = [row.shown() for row in report.rows]
+    described = {"best_single": report.best_single, "rows": rows, "student": dict(report.curves)}
     write_atomic(directory / "distillation.json", json.dumps(described, indent=2) + "\n")
     text = io.StringIO()
     writer = csv.DictWriter(text, fieldnames=list(rows[0]))
     writer.writeheader()
     writer.writerows(rows)
     write_atomic(directory / "distillation.csv", text.getvalue())
-    _plot(report, directory / "distillation.png", title=title)
+    _plot(report, directory / PICTURE, title=title)
     Console().print(_table(report))
 
 

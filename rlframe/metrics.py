@@ -21,7 +21,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from rlframe.durable_files import write_atomic
 
@@ -40,6 +40,13 @@ class Sink(Protocol):
     def write(self, event: str, step: int, values: Mapping[str, float]) -> None: ...
 
     def close(self) -> None: ...
+
+
+@runtime_checkable
+class Gallery(Protocol):
+    """A sink that takes tables and pictures too."""
+
+    def show(self, name: str, rows: Sequence[Mapping[str, Any]], picture: Path) -> None: ...
 
 
 class Metrics:
@@ -95,6 +102,12 @@ class Metrics:
             for sink in self._sinks:
                 sink.write(event, step, complete)
         return complete
+
+    def show(self, name: str, rows: Sequence[Mapping[str, Any]], picture: Path) -> None:
+        """A table and a picture (PNG) to the sinks that can show them; the run directory has both already."""
+        for sink in self._sinks:
+            if isinstance(sink, Gallery):
+                sink.show(name, rows, picture)
 
     def logged(self, event: str, step: int) -> bool:
         return (event, step) in self._logged

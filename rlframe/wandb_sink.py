@@ -10,7 +10,7 @@ import logging
 import os
 import threading
 import uuid
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +36,16 @@ class WandbSink:
             self._run.log({"step": step, **values})
         except Exception as error:  # noqa: BLE001 - outside code; metrics.jsonl has it all
             logger.warning("wandb did not take step %d: %s", step, error)
+
+    def show(self, name: str, rows: Sequence[Mapping[str, Any]], picture: Path) -> None:
+        import wandb
+
+        try:
+            columns = list(rows[0])
+            table = wandb.Table(columns=columns, data=[[row[c] for c in columns] for row in rows])
+            self._run.log({f"{name}/table": table, f"{name}/picture": wandb.Image(str(picture))})
+        except Exception as error:  # noqa: BLE001 - outside code; the run directory has both
+            logger.warning("wandb did not take %s: %s", name, error)
 
     def close(self) -> None:
         """Waits for the upload for CLOSE_TIMEOUT_S; what is missing then stays on disk (`wandb sync`)."""

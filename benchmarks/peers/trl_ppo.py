@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import sys
 import tempfile
-import time
 from pathlib import Path
 
 import torch
@@ -21,35 +20,14 @@ from transformers import (
     AutoModelForSequenceClassification,
     PreTrainedTokenizerFast,
     Qwen3Config,
-    TrainerCallback,
 )
 from trl.experimental.ppo import PPOConfig, PPOTrainer
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+from benchmarks.peers.on_request import OnRequest
 from benchmarks.peers.shapes import SHAPES, Shape
 
 MANY_STEPS = 10_000
-
-
-class OnRequest(TrainerCallback):
-    """Answers after each step, and holds the next until it is asked for."""
-
-    def __init__(self, tokens: int) -> None:
-        self._tokens = tokens
-        self._began: tuple[float, float] | None = None
-
-    def wait(self) -> None:
-        if not sys.stdin.readline():
-            sys.exit(0)
-        self._began = (time.perf_counter(), time.process_time())
-
-    def on_step_end(self, args, state, control, **kwargs):  # type: ignore[no-untyped-def]
-        assert self._began is not None
-        seconds = time.perf_counter() - self._began[0]
-        cpu = time.process_time() - self._began[1]
-        done = {"peer": "round", "seconds": seconds, "cpu_seconds": cpu, "tokens": self._tokens}
-        print(json.dumps(done), flush=True)
-        self.wait()
 
 
 def tokenizer_of(shape: Shape) -> PreTrainedTokenizerFast:

@@ -31,9 +31,9 @@ from rlframe.sft import SftLoop
 from rlframe.types import TrainRow
 from trainer.objective import SftObjective
 
-BASE_STEPS = 80
-"""Enough for the form of the answers; the rest is the experts'."""
-BASE_FAMILIES_LOSS = 0.0
+BASE_STEPS = 500
+"""Enough to answer in form, and sometimes right: a student that begins further off wanders where no teacher
+has been. The rest is the experts'."""
 
 
 def main() -> None:
@@ -90,7 +90,8 @@ class _School:
     home: Path
 
     def train(self, name: str, rows: Sequence[TrainRow], *, steps: int, stop_below: float) -> None:
-        """From the weights that the policy has; its checkpoint is in `home/NAME/hf` then."""
+        """From the weights that the policy has; its checkpoint is in `home/NAME/hf` then. Held-out
+        demonstrations are looked at where they may end it early."""
         directory = self.home / name
         directory.mkdir(parents=True, exist_ok=True)
         learnt, held_out = split(rows)
@@ -104,7 +105,7 @@ class _School:
                 watcher=_Nothing(),
                 batch_conversations=config.algorithm.batch_conversations,
                 max_tokens_per_micro_batch=config.trainer.max_tokens_per_micro_batch,
-                eval_every=config.logging.eval_every,
+                eval_every=config.logging.eval_every if stop_below else 0,
                 stop_below_loss=stop_below,
                 seed=config.seed,
             ).run(first_step=0, steps=steps)

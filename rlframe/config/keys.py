@@ -18,7 +18,6 @@ GROUPS = (
     "rollout",
     "env",
     "algorithm",
-    "guard",
     "cluster",
     "sync",
     "logging",

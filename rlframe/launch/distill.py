@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from rlframe.config.schema import OpdConfig
-from rlframe.distill_report import report_of, write_report
+from rlframe.distill_report import PICTURE, report_of, write_report
 from rlframe.launch import ppo
 from rlframe.launch.comparison import Comparison, best_by_domain, read_comparison
 from rlframe.launch.job import Job
@@ -60,6 +60,9 @@ def _report(job: Job, running: ppo.Running) -> None:
         best=teachers.best,
     )
     write_report(table, job.directory.path, title=job.config.name)
+    running.metrics.show(
+        "distillation", [row.shown() for row in table.rows], job.directory.path / PICTURE
+    )
     running.metrics.log(
         job.config.steps,
         {f"report/{r.domain}/{k}": v for r in table.rows for k, v in r.numbers().items()},

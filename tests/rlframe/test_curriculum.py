@@ -22,7 +22,7 @@ def source(curriculum, tasks_per_step=40):
 
 
 def test_shares_change_at_their_step():
-    found = source({0: {"a": 1}, "10": {"a": 1, "b": 3}})
+    found = source({"from_0": {"a": 1}, "from_10": {"a": 1, "b": 3}})
     domains = [found.train_task(i).domain for i in range(800)]
     assert set(domains[:400]) == {"a"}
     for step in range(10, 20):  # evenly within each step

@@ -356,3 +356,34 @@ def test_over_admission_keeps_the_staleness_bound(make, max_staleness):
     trained = [i for batch in ledger.batches.values() for i in batch]
     assert len(trained) == len(set(trained)) == 32
     assert not set(trained) & set(ledger.dropped)
+
+
+def test_each_finished_attempt_is_told_of_when_it_is_stored_not_when_its_batch_is_full(make):
+    """What can't train is not; what a stopped run left is, before anything new."""
+    service, ledger = Service(), Ledger()
+    heard = queue.Queue()
+
+    def hear(finished):
+        for trajectory in finished:
+            heard.put((trajectory.id, trajectory.id in ledger.rows))
+
+    first = make(service, ledger, on_finished=hear)
+    taking = threading.Thread(target=lambda: first.take(0), daemon=True)
+    taking.start()
+    service.finish(request_id(2))
+    assert heard.get(timeout=10) == (request_id(2), True)
+    assert taking.is_alive(), "three of the batch still run"
+    service.finish(request_id(0), Status.FAILED)
+    for i in (1, 3, 4):
+        service.finish(request_id(i))
+    taking.join(timeout=10)
+    assert not taking.is_alive()
+    assert {heard.get(timeout=10)[0] for _ in range(3)} == {request_id(i) for i in (1, 3, 4)}
+    assert heard.empty()
+    first.close()
+
+    ledger.admit([request_id(9)])
+    service.end(request_id(9), Status.COMPLETED)
+    ledger.put([service.finished.get()])
+    make(Service(), ledger, on_finished=hear)
+    assert request_id(9) in [heard.get(timeout=10)[0] for _ in range(heard.qsize())]

@@ -22,6 +22,9 @@ sink = open_wandb("auto", project="p", entity="", name="n", directory=run, confi
 metrics = Metrics(run / "metrics.jsonl", sinks=[sink])
 metrics.log(1, {"reward/mean": 0.5})
 metrics.log(2, {"reward/mean": 0.625})
+from matplotlib.figure import Figure
+Figure().savefig(run / "picture.png")
+metrics.show("shown", [{"domain": "gcd", "student": 0.5}], run / "picture.png")
 if sys.argv[3] == "wait":
     print("logged", flush=True)
     signal.pause()
@@ -51,6 +54,8 @@ def test_auto_without_a_key_logs_offline_twice_under_one_id(tmp_path):
     written = list(tmp_path.glob(f"wandb/offline-run-*/run-{run_id}.wandb"))
     assert written
     assert b"reward/mean" in b"".join(p.read_bytes() for p in written)
+    assert list(tmp_path.glob("wandb/offline-run-*/files/media/images/shown/picture*.png"))
+    assert list(tmp_path.glob("wandb/offline-run-*/files/media/table/shown/table*.json"))
 
 
 def test_no_process_is_left_when_the_driver_is_killed(tmp_path):

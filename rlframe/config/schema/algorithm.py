@@ -199,7 +199,7 @@ class OpdConfig(PpoConfig):
     )
     curriculum: Dict = knob(
         factory=dict,
-        help="shares of the domains among the tasks, from a step on: {STEP: {DOMAIN: weight}}; "
+        help="shares of the domains among the tasks, from a step on: {from_STEP: {DOMAIN: weight}}; "
         "empty: as the environment mixes them",
     )
     compare: bool = knob(

@@ -1,1 +1,0 @@
-"""Shell commands, read as a shell reads them, without running anything."""
