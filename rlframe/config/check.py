@@ -211,6 +211,7 @@ def _teachers(config: RunConfig) -> None:
     check_teachers_config(
         config.teachers,
         student_tokenizer=None if built else Path(model.tokenizer or model.path),
+        max_tokens=config.rollout.max_context_tokens,
         here=not config.cluster.address,
         gpus=config.cluster.device != "cpu",
     )

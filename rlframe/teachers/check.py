@@ -52,6 +52,18 @@ def check_vocabularies(
             )
 
 
+def check_lengths(
+    manifest: TeacherManifest, checkpoints: Mapping[str, TeacherCheckpoint], *, max_tokens: int
+) -> None:
+    """The longest trace fits into every teacher's context."""
+    for name, checkpoint in checkpoints.items():
+        if 0 < checkpoint.positions < max_tokens:
+            raise UserError(
+                f"{manifest.path}: teacher '{name}' reads at most {checkpoint.positions} tokens "
+                f"(max_position_embeddings), a trace may have rollout.max_context_tokens={max_tokens}"
+            )
+
+
 def check_memory(
     manifest: TeacherManifest,
     checkpoints: Mapping[str, TeacherCheckpoint],
@@ -92,7 +104,12 @@ def run_domains(source: TaskSource) -> list[str]:
 
 
 def check_teachers_config(
-    config: TeachersConfig, *, student_tokenizer: Path | None, here: bool, gpus: bool
+    config: TeachersConfig,
+    *,
+    student_tokenizer: Path | None,
+    max_tokens: int,
+    here: bool,
+    gpus: bool,
 ) -> None:
     """What can be told from files alone; nothing where there are no teachers. `student_tokenizer` is
     None where it is yet to be built. `here`: engines run on this machine, `gpus`: on its GPUs."""
@@ -102,6 +119,7 @@ def check_teachers_config(
     groups = engine_groups(config)
     check_groups(manifest, groups)
     checkpoints = read_checkpoints(manifest)
+    check_lengths(manifest, checkpoints, max_tokens=max_tokens)
     if student_tokenizer is not None:
         check_vocabularies(manifest, checkpoints, student_tokenizer=student_tokenizer)
     if here:

@@ -41,6 +41,8 @@ class TeacherCheckpoint:
     architecture: str
     """Equal for two teachers if and only if the weights of one fit into an engine that serves the other."""
     vocab_size: int
+    positions: int
+    """Tokens of the longest trace that it reads; 0 where config.json does not say."""
 
 
 def read_checkpoint(teacher: Teacher, *, where: str) -> TeacherCheckpoint:
@@ -62,7 +64,8 @@ def read_checkpoint(teacher: Teacher, *, where: str) -> TeacherCheckpoint:
         num_bytes=bytes_of.total(),
         dtype=DTYPES.get(bytes_of.most_common(1)[0][0], "bfloat16"),
         architecture=_digest([_computes(config), signature]),
-        vocab_size=_vocab_size(config, key),
+        vocab_size=_size(config, "vocab_size", key),
+        positions=_size(config, "max_position_embeddings", key, default=0),
     )
 
 
@@ -74,8 +77,9 @@ def _digest(value: Any) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def _vocab_size(config: dict[str, Any], key: str) -> int:
-    size = config.get("vocab_size", config.get("text_config", {}).get("vocab_size"))
-    if not isinstance(size, int) or size < 1:
-        raise UserError(f"{key}: config.json has no vocab_size")
+def _size(config: dict[str, Any], name: str, key: str, *, default: int = -1) -> int:
+    """Of the language model where there is more than one."""
+    size = config.get(name, config.get("text_config", {}).get(name, default))
+    if not isinstance(size, int) or size < 0:
+        raise UserError(f"{key}: config.json has no {name}")
     return size

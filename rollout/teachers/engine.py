@@ -6,6 +6,7 @@ never waits for the next, one that makes the next teacher ready, one that feels 
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -27,6 +28,7 @@ from rollout.teachers import scoring
 from rollout.teachers.staging import Staging
 
 CONCURRENCY = 5
+RESERVED_TOKENS = 16
 FIRST_BACKOFF_S, LONGEST_BACKOFF_S = 0.2, 10.0
 RETRIED = frozenset({429, 500, 502, 503, 504})
 
@@ -138,7 +140,12 @@ class TeacherEngine:
 
     def _serve(self, teacher: str) -> EngineInfo:
         checkpoint = self._checkpoints[teacher]
-        spec = replace(self._spec, model_directory=checkpoint.directory, dtype=checkpoint.dtype)
+        spec = replace(
+            self._spec,
+            model_directory=checkpoint.directory,
+            dtype=checkpoint.dtype,
+            arguments={**_room(checkpoint), **self._spec.arguments},
+        )
         self._engine = EngineActor(
             spec, self._keys, one_host=self._one_host, signatures=_as_stored(checkpoint.directory)
         )
@@ -186,6 +193,17 @@ class ServedTeacher:
 
     def close(self) -> None:
         """The server is not ours."""
+
+
+def _room(checkpoint: TeacherCheckpoint) -> dict[str, int]:
+    """SGLang 0.5.20 keeps a few tokens of the context for what it samples (`max_req_input_len`): a trace as
+    long as the context would be refused. No position beyond the model's own is ever computed."""
+    if not checkpoint.positions:
+        return {}
+    os.environ["SGLANG_ALLOW_OVERWRITE_LONGER_CONTEXT_LEN"] = (
+        "1"  # of this actor and its server alone
+    )
+    return {"context_length": checkpoint.positions + RESERVED_TOKENS}
 
 
 def _as_stored(directory: str) -> dict[str, Signature]:

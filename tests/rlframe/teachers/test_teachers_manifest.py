@@ -12,7 +12,7 @@ from rlframe.config.check import check_config
 from rlframe.config.compose import load_config
 from rlframe.config.schema import TeachersConfig
 from rlframe.errors import UserError
-from rlframe.teachers.check import check_memory, check_vocabularies, read_checkpoints
+from rlframe.teachers.check import check_lengths, check_memory, check_vocabularies, read_checkpoints
 from rlframe.teachers.groups import check_groups, engine_groups
 from rlframe.teachers.manifest import parse_manifest, read_manifest
 from rlframe.teachers.vocabulary import differences, read_vocabulary
@@ -180,6 +180,14 @@ def test_only_what_computes_alike_swaps(tmp_path, checkpoint):
     assert len(set(read.values())) == 3
 
 
+def test_a_context_shorter_than_a_trace_is_refused(checkpoint):
+    manifest = manifest_of({**SUMS, "checkpoint": str(checkpoint)})
+    read = read_checkpoints(manifest)
+    check_lengths(manifest, read, max_tokens=2048)
+    with pytest.raises(UserError, match="'sums' reads at most 2048 tokens"):
+        check_lengths(manifest, read, max_tokens=2049)
+
+
 def test_memory_that_engines_would_take(checkpoint):
     manifest = manifest_of({**SUMS, "checkpoint": str(checkpoint)})
     read, groups = read_checkpoints(manifest), engine_groups(TeachersConfig(engines=2))
@@ -220,7 +228,8 @@ def test_a_run_checks_its_teachers_and_asks_for_their_engines(tmp_path, checkpoi
     path = tmp_path / "teachers.yaml"
     path.write_text(yaml.safe_dump({"teachers": [SUMS]}))
     given = [f"teachers.manifest={path}", "teachers.engines=2", "+teachers.groups.b.engines=3"]
-    config = load_config(["experiment=smoke", f"model.path={checkpoint}", *given])
+    given += ["algorithm=opd", "algorithm.teachers_on=engines", f"model.path={checkpoint}"]
+    config = load_config(["experiment=smoke", *given])
     parts = {p.name: p.count for p in parts_of(config, device="cpu")}
     assert (parts["teacher"], parts["teacher/b"]) == (2, 3)
     with pytest.raises(UserError, match=r"checkpoint: there is no directory 'x'"):

@@ -106,6 +106,7 @@ def test_scores_are_those_of_transformers(pool, models):
         requests += random_requests(name, 3, seed=200 + number, top_k=8, begin=5)
     last = np.arange(VOCAB_SIZE - 8, VOCAB_SIZE, dtype=np.int32)  # SGLang echoes the last id as 0
     requests.append(ScoreRequest("last", "bo", last, begin=1))
+    requests += random_requests("cy", 1, seed=300, length=2048, begin=2000)  # its whole context
     # The same prefixes again: what is cached must leave out nothing.
     requests += [
         ScoreRequest(f"{r.id}-again", r.teacher, r.token_ids, r.begin, r.top_k) for r in requests
