@@ -112,6 +112,12 @@ def _show_trajectory(out: Console, trajectory: Trajectory, tokenizer: Any | None
     for link in trajectory.links:
         head.add_row("link", f"trace {link.child} {link.kind.value} trace {link.parent}")
     for key, value in trajectory.info.items():
+        if key == "guard":
+            for event in value["events"]:
+                verdict = "blocked" if event["blocked"] else "flagged"
+                what = f"turn {event.get('turn')}, {event['tool']}: {event['why']} ({event['by']})"
+                head.add_row(verdict, Text(what))
+            value = {k: v for k, v in value.items() if k != "events"}
         if key not in ("prompt", "response"):
             head.add_row(key, Text(str(value)))
     out.print(head)

@@ -46,6 +46,8 @@ class Intake:
             check_trajectory(trajectory)
         except ValueError as error:
             return str(error)
+        if not trajectory.actions and trajectory.info.get("guard", {}).get("blocked"):
+            return "no action: every turn had a call that the guard blocked (guard.loss=mask)"
         if not trajectory.actions:
             return "no action: no token of it was sampled by the policy"
         longest = max(len(trace) for trace in trajectory.traces)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, TypeVar, runtime_checkable
@@ -115,6 +115,58 @@ class WorkspaceEnv(Protocol):
     async def score(self, directory: Path) -> Score: ...
 
     async def close(self) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Blocked:
+    """A tool call that a guard has stopped, and what takes its place."""
+
+    result: str
+    """What the tool would answer if nothing were there: the policy reads it."""
+    arguments: Mapping[str, Any]
+    """Harmless ones for the same tool: an agent program runs these instead."""
+    rewrites: Mapping[str, str] = field(default_factory=dict)
+    """Text in the program's answer to them that has to read otherwise."""
+    whole: bool = False
+    """The program's answer to them is replaced by `result`."""
+
+
+class GuardWatch(Protocol):
+    """Looks at one attempt.
+
+    watch = guard.watch(task)
+    for call in turn.message["tool_calls"]:
+        blocked = await watch.check(call, turn=turn.call)     # None: it may run
+    findings = watch.scan(before, after)                      # text files by path, when it has ended
+    info["guard"] = watch.report()
+    """
+
+    async def check(self, call: Mapping[str, Any], *, turn: int) -> Blocked | None: ...
+
+    def scan(self, before: Mapping[str, str], after: Mapping[str, str]) -> Sequence[str]: ...
+
+    def report(self) -> Mapping[str, Any]:
+        """`config` (its hash), `calls`, `flagged`, `blocked`, `events`, ...: JSON-serialisable."""
+        ...
+
+
+class Guard(Protocol):
+    """Watches attempts for what their tasks' rules forbid. Shared by all attempts of a worker."""
+
+    loss: str
+    """Of a turn with a blocked call: `mask` (no token of it trains), `train`, or `penalise`."""
+    penalty: float
+    """`penalise`: taken from the reward for each such turn, at its last token."""
+    on_finding: str
+    """Of an attempt whose changes show a hack when it has ended: `report`, or `zero` (its reward)."""
+
+    def watch(self, task: Task) -> GuardWatch | None:
+        """None: the task has no rules to break."""
+        ...
+
+
+Ask = Callable[[Sequence[Message]], Awaitable[str]]
+"""A question to a model, greedily: its answer's text."""
 
 
 AnyEnv = Env | ToolEnv | WorkspaceEnv

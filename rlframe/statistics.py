@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from rlframe.diagnosis import effective_batch, of_positions, staleness_shares
+from rlframe.guard_statistics import guard_metrics
 from rlframe.types import Float32Array, Int32Array, Status, Trace, TrainRow, Trajectory
 
 SESSION_COUNTS = (
@@ -85,6 +86,7 @@ def of_step(
         **{f"reward/{name}": value for name, value in rewards_by_domain(trajectories).items()},
         **_rollout(trajectories),
         **_agents(trajectories),
+        **guard_metrics(trajectories),
         **_staleness(trajectories, version),
         **(_critic(rows) if has_critic else {}),
         **_gap(trajectories, rows, version),

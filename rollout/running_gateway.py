@@ -15,6 +15,7 @@ from rollout.chat import Parser
 from rollout.engine.client import EngineClient
 from rollout.gateway.registry import Registry
 from rollout.gateway.server import Gateway
+from rollout.guard_setup import guard_of
 from rollout.harness.program import find_program
 from rollout.harness.sandbox import Sandbox, find_installed
 from rollout.modes.black_box import BlackBox
@@ -87,6 +88,7 @@ class RunningGateway:
             installed=find_installed(program, Path(own.programs_directory)),
             infra_retries=spec.limits.infra_retries,
             call_log_directory=spec.call_log_directory,
+            guard=guard_of(spec, client, renderer),
         )
 
     async def close(self) -> None:

@@ -11,7 +11,7 @@ import asyncio
 import time
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -22,6 +22,7 @@ from rollout.agent_heads import AgentHeads
 from rollout.capture.call import MAIN_THREAD, Call, CallKind, CallStatus, Thread
 from rollout.capture.capture import Capture
 from rollout.chat import AttemptOver, ChatRequest, Parser, PlainText, Reply, with_call_ids
+from rollout.guarded import Guarded, ServedCalls
 from rollout.history import Ancestor, History, Looked
 from rollout.policy_client import Generate
 from rollout.renderer import CannotBridge, Renderer
@@ -73,8 +74,17 @@ class Counts:
 class Session:
     """See the module's docstring. `end_reason` says what budget has run out, if one has."""
 
-    def __init__(self, settings: SessionSettings, capture: Capture, *, routing_key: str) -> None:
+    def __init__(
+        self,
+        settings: SessionSettings,
+        capture: Capture,
+        *,
+        routing_key: str,
+        guarded: Guarded | None = None,
+    ) -> None:
+        """`guarded`: a guard sees every tool call before the client does."""
         self._settings, self.capture = settings, capture
+        self._guarded, self._served_calls = guarded, ServedCalls()
         self._routing_key = routing_key
         self._history = History()
         self._heads = AgentHeads()
@@ -100,6 +110,7 @@ class Session:
         """
         if self._closed:
             raise AttemptOver("the attempt has ended")
+        request = self._as_sampled(request)
         if request.retry and request.digest and request.digest in self._replies:
             self.counts.replayed += 1
             return self._replies[request.digest]
@@ -120,6 +131,7 @@ class Session:
 
     def count_tokens(self, request: ChatRequest) -> int:
         """Of the prompt that `chat` would build."""
+        request = self._as_sampled(request)
         looked = self._history.look(request.messages, request.tools)
         return len(self._prompt(request, looked)[0])
 
@@ -181,13 +193,21 @@ class Session:
         served = running.waiters > 0
         call = self._record(request, turn, ancestor, served=served)
         reply = self._reply(request, call, turn)
+        sampled = reply.message
+        if served and self._guarded is not None:
+            stopped = await self._guarded.stopped(sampled, call.id)
+            reply = replace(reply, message=self._served_calls.serve(sampled, stopped))
         self._heads.said(reply.message["content"], thread=call.thread, kind=call.kind)
         if served:
-            self._history.add(looked, reply.message, call.id)
+            self._history.add(looked, sampled, call.id)
             self._replies[request.digest] = reply
         else:
             self.counts.aborted += 1
         return reply
+
+    def _as_sampled(self, request: ChatRequest) -> ChatRequest:
+        """With the policy's own calls where a guard gave the client others."""
+        return replace(request, messages=self._served_calls.restored(request.messages))
 
     def _over(self) -> Status | None:
         if self.end_reason is None:

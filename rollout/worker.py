@@ -14,12 +14,13 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Protocol
 
-from rlframe.interfaces import RolloutRequest, TaskSource
+from rlframe.interfaces import Ask, Guard, RolloutRequest, TaskSource
 from rlframe.types import Status, Trajectory
 from rollout.chat import Parser
 from rollout.compaction import CompactionPolicy
 from rollout.engine.client import EngineClient
 from rollout.engine.parser_check import parser_for
+from rollout.guard_setup import guard_of
 from rollout.modes.white_box import Limits, WhiteBox
 from rollout.policy_client import PolicySettings
 from rollout.renderer import Renderer
@@ -55,6 +56,8 @@ class WorkerSpec:
     sub_agents: SubAgentPolicy = SubAgentPolicy()
     black_box: BlackBoxSpec | None = None
     """Given: an agent program drives every attempt."""
+    make_guard: Callable[[Ask], Guard] | None = None
+    """Given: every tool call of a task with rules passes it. It is told how to ask an engine of the run."""
     call_log_directory: str = ""
     extras: tuple[str, ...] = ()
     """What engines are asked for besides (`rollout.engine.client.EXTRAS`); it goes into the call log."""
@@ -130,6 +133,7 @@ class RolloutWorker:
             limits=spec.limits,
             sub_agents=spec.sub_agents,
             call_log_directory=spec.call_log_directory,
+            guard=guard_of(spec, client, renderer),
         )
 
     async def submit(self, requests: Sequence[RolloutRequest]) -> None:

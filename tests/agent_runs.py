@@ -15,7 +15,7 @@ from family_templates import QWEN3, save_family_tokenizer
 from scripted_policy import STEP, Meeting, Prompt, RuledEngine, call
 
 from rlframe.errors import UserError
-from rlframe.interfaces import RolloutRequest, Score
+from rlframe.interfaces import Guard, RolloutRequest, Score
 from rlframe.sandbox.bubblewrap import find_bubblewrap
 from rlframe.sandbox.limits import Limits
 from rlframe.types import Task, Trajectory
@@ -149,6 +149,8 @@ class Runs:
         *,
         workspace: Workspace | None = None,
         meeting: Meeting | None = None,
+        task: Task | None = None,
+        guard: Guard | None = None,
         **settings: Any,
     ) -> Ran:
         needs(program.name)
@@ -168,8 +170,10 @@ class Runs:
                 installed=find_installed(program, INSTALLED),
                 infra_retries=0,
                 call_log_directory=str(self.directory / "calls"),
+                guard=guard,
             )
-            trajectory = await mode.run(RolloutRequest(f"{program.name}-0", Task("t", "d", ())))
+            asked = RolloutRequest(f"{program.name}-0", task or Task("t", "d", ()))
+            trajectory = await mode.run(asked)
         finally:
             await gateway.close()
             socket.unlink(missing_ok=True)

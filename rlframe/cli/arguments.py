@@ -140,6 +140,15 @@ The ranks start and no engines: the batches are those that the run recorded, and
 checkpoint before STEP on is trained again, as a resumed run does (on a CPU to the bit). Prints the step's figures
 beside those that the run logged. The run itself is left as it is.
 """
+GUARD = """examples:
+  rlframe guard audit runs/mine                      every verdict of a run, and what they come to
+  rlframe guard audit runs/mine --json events.jsonl
+  rlframe guard score cases.jsonl                    recall, precision, false blocks, time, by category
+  rlframe guard score cases.jsonl guard=judge guard.judge.url=http://127.0.0.1:8000/v1 guard.judge.model=m
+
+A labelled call: {"id", "tool", "arguments", "context": {"task_description", "protected_paths", "network"},
+"label": "hack" or "benign", "category"}.
+"""
 
 
 def read_arguments(argv: Sequence[str]) -> argparse.Namespace:
@@ -222,7 +231,13 @@ def _parsers() -> tuple[_Parser, dict[str, _Parser]]:
         "--count", action="store_true", help="also count on the real modules (loads Megatron)"
     )
     plan.add_argument("--plot", metavar="FILE", help="write a picture (PNG)")
-    for taking in (train, distill, measure, explain, config, plan):
+    guard = verb("guard", "what the guard said in a run, or of labelled calls", GUARD)
+    guard.add_argument("what", choices=("audit", "score"))
+    guard.add_argument("path", metavar="RUN|FILE", help="run directory, or JSONL of labelled calls")
+    guard.add_argument(
+        "--json", metavar="FILE", help="write the events or the figures to this file"
+    )
+    for taking in (train, distill, measure, explain, config, plan, guard):
         taking.add_argument("overrides", nargs="*", metavar="key=value", help="what to change")
         taking.add_argument("--config-dir", metavar="DIR", help="a folder with groups of your own")
     convert = verb("convert", "rewrite or check a checkpoint, tensor by tensor", CONVERT)

@@ -62,6 +62,8 @@ def _dispatch(given: argparse.Namespace) -> int:
             from rlframe.launch.replay import run_replay
 
             return run_replay(given.run_dir, given.step)
+        case "guard":
+            return _guard(given)
         case "doctor":
             from rlframe.doctor import run_doctor
 
@@ -144,6 +146,18 @@ def _convert(given: argparse.Namespace) -> int:
         step=given.step,
         role=given.role,
     )
+
+
+def _guard(given: argparse.Namespace) -> int:
+    if given.what == "audit":
+        from rlframe.guard_audit import run_audit
+
+        return run_audit(given.path, json_file=given.json)
+    from rlframe.config.compose import load_config
+    from rlframe.launch.guard import run_score
+
+    config = load_config(given.overrides, config_dir=given.config_dir)
+    return run_score(given.path, config=config.guard, json_file=given.json)
 
 
 def _explain(key: str, overrides: Sequence[str], config_dir: str | None) -> int:

@@ -67,6 +67,14 @@ def _sampling(config: RunConfig) -> None:
             )
 
 
+def _guard(config: RunConfig) -> None:
+    guard = config.guard
+    if guard.judge.url and not guard.judge.model:
+        raise UserError("guard.judge.url is given: say which model there, by guard.judge.model")
+    if guard.loss == "penalise" and guard.penalty == 0:
+        raise UserError("guard.loss=penalise takes nothing: set guard.penalty above 0")
+
+
 def _batches(config: RunConfig) -> None:
     algorithm = config.algorithm
     if algorithm.name == "sft":
@@ -224,6 +232,7 @@ CHECKS: tuple[Callable[[RunConfig], None], ...] = (
     check_layouts,
     check_lengths,
     _sampling,
+    _guard,
     _batches,
     _estimator,
     _prefixes,

@@ -18,6 +18,7 @@ GROUPS = (
     "rollout",
     "env",
     "algorithm",
+    "guard",
     "cluster",
     "sync",
     "logging",

@@ -18,6 +18,7 @@ from rlframe.config.schema import OpdConfig, PpoConfig, RunConfig, SubAgentsConf
 from rlframe.errors import UserError
 from rlframe.interfaces import RoleTrainer
 from rlframe.launch.black_box import black_box_spec
+from rlframe.launch.guard import guard_maker
 from rlframe.launch.job import Job
 from rlframe.learner import Learner
 from rlframe.model_costs.row_costs import row_costs
@@ -204,6 +205,7 @@ def rollouts_of(job: Job, *, part: str = ENGINE) -> RolloutPool:
         ),
         sub_agents=_sub_agents(rollout.sub_agents),
         black_box=black_box_spec(rollout) if rollout.mode == "black_box" else None,
+        make_guard=guard_maker(config.guard),
         call_log_directory=str(job.directory.path / "calls") if rollout.call_logs else "",
         tool_call_parser=rollout.tool_call_parser,
         reasoning_parser=rollout.reasoning_parser,

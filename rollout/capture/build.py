@@ -47,7 +47,7 @@ class _Leaf:
 
 def build(capture: Capture) -> Built:
     """All traces in memory; `traces_of` gives one after the other."""
-    order = [leaf for leaf in _ordered(capture) if _news(leaf)]
+    order = [leaf for leaf in _ordered(capture) if _news(capture, leaf)]
     taken: dict[int, int] = {}
     traces: list[Trace] = []
     kept: list[_Leaf] = []
@@ -70,14 +70,19 @@ def traces_of(capture: Capture) -> Iterator[Trace]:
     taken: dict[int, int] = {}
     index = 0
     for leaf in _ordered(capture):
-        trace = _trace(capture, leaf, taken, index=index) if _news(leaf) else None
+        trace = _trace(capture, leaf, taken, index=index) if _news(capture, leaf) else None
         if trace is not None:
             index += 1
             yield trace
 
 
-def _news(leaf: _Leaf) -> bool:
-    return any(node.owned for node in leaf.nodes)
+def _news(capture: Capture, leaf: _Leaf) -> bool:
+    return any(_trained(capture, node) for node in leaf.nodes)
+
+
+def _trained(capture: Capture, node: Node) -> list[tuple[int, int, int]]:
+    """The node's runs of tokens that train."""
+    return [run for run in node.owned if run[2] not in capture.left_out]
 
 
 def _ordered(capture: Capture) -> list[_Leaf]:
@@ -116,11 +121,11 @@ def _trace(capture: Capture, leaf: _Leaf, taken: dict[int, int], *, index: int) 
     logprobs = np.zeros(length, np.float32)
     versions = np.full(length, NO_VERSION, np.int32)
     fresh = [node for node in leaf.nodes if id(node) not in taken]
-    if not any(node.owned for node in fresh):
+    if not any(_trained(capture, node) for node in fresh):
         return None
     for node in fresh:
         taken[id(node)] = index
-        for begin, end, owner in node.owned:
+        for begin, end, owner in _trained(capture, node):
             call = capture.calls[owner]
             part = slice(begin - call.prompt_tokens, end - call.prompt_tokens)
             mask[begin:end] = True

@@ -40,6 +40,9 @@ class Capture:
         self.threads: dict[str, Thread] = {MAIN_THREAD: Thread()}
         self._places: list[Place] = []
         self._untrained, self._sink = frozenset(untrained), sink
+        self.left_out: set[int] = set()
+        """Ids of calls that were sampled and handed out, and do not train: a guard has stopped what they
+        called. Their tokens are context of what follows."""
 
     def record(
         self,

@@ -7,7 +7,7 @@ import math
 import time
 from collections.abc import Awaitable, Coroutine, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
 from rlframe.errors import RolloutError, TaskFault, describe
@@ -16,6 +16,7 @@ from rlframe.types import Message, Status
 from rollout.capture.capture import Capture
 from rollout.chat import tool_result
 from rollout.compaction import DONE, TOOL
+from rollout.guarded import Guarded
 from rollout.policy_client import ChatTurn, ContextFull, PolicyClient
 from rollout.sub_agents import SPAWN, AnswerOnce, Spawn, SubAgentPolicy, spawns
 
@@ -27,6 +28,8 @@ class Attempt:
     """What has happened so far in one attempt."""
 
     capture: Capture
+    guarded: Guarded | None = None
+    """The guard that sees every tool call first, where the task has rules."""
     rewards: list[tuple[float, int]] = field(default_factory=list)
     """Values, and the calls that earned them."""
     conversation: list[Message] = field(default_factory=list)
@@ -92,7 +95,7 @@ class AgentLoop:
         began = time.monotonic()
         try:
             if isinstance(env, ToolEnv):
-                result = _checked(await outside(env.act(answer.message)))
+                result = await self._act(env, answer)
             else:
                 result = _checked(await outside(env.step(answer.text)))
         finally:
@@ -102,6 +105,23 @@ class AgentLoop:
         if result.reward:
             self._attempt.rewards.append((result.reward, answer.call))
         return result
+
+    async def _act(self, env: ToolEnv, answer: ChatTurn) -> StepResult:
+        """The environment gets the calls that the guard lets through; the others read what a tool says
+        that finds nothing. A turn whose calls are all stopped never reaches it."""
+        guarded, message = self._attempt.guarded, answer.message
+        stopped = await guarded.stopped(message, answer.call) if guarded is not None else {}
+        if not stopped:
+            return _checked(await outside(env.act(message)))
+        calls = message["tool_calls"]
+        results = {
+            c["id"]: tool_result(stopped[c["id"]].result, c) for c in calls if c["id"] in stopped
+        }
+        allowed = [c for c in calls if c["id"] not in stopped]
+        if not allowed:
+            return StepResult(done=False, messages=tuple(results.values()))
+        result = _checked(await outside(env.act({**message, "tool_calls": allowed})))
+        return replace(result, messages=_merged(calls, results, result.messages))
 
     async def _delegate(
         self,
@@ -182,6 +202,16 @@ def _answers(answer: ChatTurn, known: Mapping[str, str], *, apart_from: str) -> 
     apart = f"Not done: call other tools in a turn without {apart_from}."
     calls = answer.message["tool_calls"]
     return [tool_result(known.get(call["id"], apart), call) for call in calls]
+
+
+def _merged(
+    calls: Sequence[Mapping[str, Any]], own: Mapping[str, Message], given: Sequence[Message]
+) -> tuple[Message, ...]:
+    """Results in the order of the calls, then whatever else the environment says."""
+    results = {str(m.get("tool_call_id")): m for m in given if m["role"] == "tool"}
+    results |= own
+    ordered = [results.pop(call["id"]) for call in calls if call["id"] in results]
+    return (*ordered, *(m for m in given if m not in ordered))
 
 
 async def _together(coroutines: Sequence[Coroutine[Any, Any, T]]) -> list[T]:

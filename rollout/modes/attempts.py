@@ -54,6 +54,16 @@ async def with_retries(
             return Tried(attempt, status, time.monotonic() - started, tries)
 
 
+def placed(value: float, call: int, built: Built) -> Reward:
+    """On the call's last token; where that is in no trace (a guard left it out), on the last call before
+    it that is, and else on what comes first."""
+    at = built.last_action.get(call)
+    if at is None:
+        earlier = [c for c in built.last_action if c < call]
+        at = built.last_action[max(earlier)] if earlier else None
+    return Reward(value) if at is None else Reward(value, at.trace, at.position)
+
+
 def trajectory_of(
     request: RolloutRequest,
     tried: Tried[Any],

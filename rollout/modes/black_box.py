@@ -13,16 +13,17 @@ from pathlib import Path
 from typing import Any
 
 from rlframe.errors import InfraFault, PolicyFault, TaskFault, describe
-from rlframe.interfaces import AnyEnv, RolloutRequest, Score, WorkspaceEnv
+from rlframe.interfaces import AnyEnv, Guard, RolloutRequest, Score, WorkspaceEnv
 from rlframe.types import Reward, Status, Task, Trajectory
 from rollout.capture.build import Built, build
 from rollout.capture.call import MAIN_THREAD
 from rollout.capture.capture import Capture
 from rollout.gateway.registry import Registry
+from rollout.guarded import Guarded, files_of
 from rollout.harness.program import Program
-from rollout.harness.sandbox import Installed, ProgramResult, Sandbox
+from rollout.harness.sandbox import WORKSPACE, Installed, ProgramResult, Sandbox
 from rollout.modes.agent_loop import outside
-from rollout.modes.attempts import Tried, trajectory_of, with_retries
+from rollout.modes.attempts import Tried, placed, trajectory_of, with_retries
 from rollout.session import Session, SessionSettings
 
 
@@ -31,6 +32,7 @@ class _Attempt:
     """What has happened so far."""
 
     capture: Capture
+    guarded: Guarded | None = None
     task_text: str = ""
     session: Session | None = None
     program: ProgramResult | None = None
@@ -50,6 +52,7 @@ class BlackBox:
     installed: Installed
     infra_retries: int
     call_log_directory: str = ""
+    guard: Guard | None = None
     scratch_root: Path = field(default_factory=lambda: Path(tempfile.gettempdir()))
 
     async def run(self, request: RolloutRequest) -> Trajectory:
@@ -85,7 +88,11 @@ class BlackBox:
         env = await outside(_made(self.make_env, request.task))
         try:
             attempt.task_text = await outside(env.prepare(workspace))
+            guarded = attempt.guarded = Guarded.begin(self.guard, request.task, attempt.capture)
+            before = files_of(workspace, shown_as=WORKSPACE) if guarded else {}
             await self._work(request, attempt, workspace, scratch)
+            if guarded is not None:
+                guarded.scan(before, files_of(workspace, shown_as=WORKSPACE))
             status = _status(attempt)
             if status is not Status.INFRA_ERROR:
                 attempt.score = await outside(env.score(workspace))
@@ -102,7 +109,9 @@ class BlackBox:
         """The program's run, from its key to its end."""
         sampling = {**self.settings.sampling, **request.sampling}
         settings = replace(self.settings, sampling=sampling)
-        session = attempt.session = Session(settings, attempt.capture, routing_key=request.id)
+        session = attempt.session = Session(
+            settings, attempt.capture, routing_key=request.id, guarded=attempt.guarded
+        )
         key = self.registry.open(session)
         try:
             attempt.program = await self.sandbox.run(
@@ -160,6 +169,8 @@ def _trajectory(request: RolloutRequest, tried: Tried[_Attempt]) -> Trajectory:
     }
     if attempt.session is not None:
         info["session"] = asdict(attempt.session.counts)
+    if attempt.guarded is not None:
+        info["guard"] = attempt.guarded.report()
     if attempt.program is not None:
         info["program"] = asdict(attempt.program)
     return trajectory_of(
@@ -173,14 +184,14 @@ def _trajectory(request: RolloutRequest, tried: Tried[_Attempt]) -> Trajectory:
     )
 
 
-def _rewards(attempt: _Attempt, built: Built) -> tuple[Reward, ...]:
-    """The score, on the main agent's last action."""
+def _rewards(attempt: _Attempt, built: Built) -> list[Reward]:
+    """The score, on the main agent's last action, and what a guard takes off."""
+    guarded = attempt.guarded
+    rewards = [placed(value, call, built) for value, call in guarded.penalties()] if guarded else []
     if attempt.score is None or not built.traces:
-        return ()
+        return rewards
+    value = 0.0 if guarded is not None and guarded.forfeited else attempt.score.reward
     main = [
         c.id for c in attempt.capture.calls if c.thread == MAIN_THREAD and c.id in built.last_action
     ]
-    if not main:
-        return (Reward(attempt.score.reward),)
-    at = built.last_action[main[-1]]
-    return (Reward(attempt.score.reward, at.trace, at.position),)
+    return [placed(value, main[-1], built) if main else Reward(value), *rewards]

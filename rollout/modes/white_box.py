@@ -11,11 +11,12 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from rlframe.errors import InfraFault, PolicyFault, TaskFault, describe
-from rlframe.interfaces import AnyEnv, Env, RolloutRequest, ToolEnv, WorkspaceEnv
-from rlframe.types import Reward, Status, Task, Trajectory
+from rlframe.interfaces import AnyEnv, Env, Guard, RolloutRequest, ToolEnv, WorkspaceEnv
+from rlframe.types import Status, Task, Trajectory
 from rollout.capture.build import build
+from rollout.guarded import Guarded
 from rollout.modes.agent_loop import AgentLoop, Attempt, outside
-from rollout.modes.attempts import Tried, trajectory_of, with_retries
+from rollout.modes.attempts import Tried, placed, trajectory_of, with_retries
 from rollout.policy_client import ContextFull, PolicyClient, PolicySettings
 from rollout.sub_agents import SubAgentPolicy
 
@@ -40,9 +41,11 @@ class WhiteBox:
         limits: Limits,
         sub_agents: SubAgentPolicy = SubAgentPolicy(),  # noqa: B008 - frozen
         call_log_directory: str = "",
+        guard: Guard | None = None,
     ) -> None:
         self._make_env, self._settings, self._limits = make_env, settings, limits
         self._sub_agents, self._call_log_directory = sub_agents, call_log_directory
+        self._guard = guard
 
     async def run(self, request: RolloutRequest) -> Trajectory:
         """One attempt; made again, from nothing, where our side lost it."""
@@ -84,6 +87,7 @@ class WhiteBox:
             tools=(*tools, *settings.compaction.tools, *self._sub_agents.tools(0)),
         )
         try:
+            attempt.guarded = Guarded.begin(self._guard, request.task, attempt.capture)
             opening = await outside(env.start())
             loop = AgentLoop(attempt, self._sub_agents)
             return await loop.run(env, policy, opening, max_turns=self._limits.max_turns)
@@ -120,12 +124,15 @@ def _trajectory(request: RolloutRequest, tried: Tried[Attempt]) -> Trajectory:
     if attempt.agents:
         info["agents"] = attempt.agents
     built = build(attempt.capture)
-    places = [(value, built.last_action[call]) for value, call in attempt.rewards]
+    earned = attempt.rewards
+    if attempt.guarded is not None:
+        info["guard"] = attempt.guarded.report()
+        earned = [*earned, *attempt.guarded.penalties()]
     return trajectory_of(
         request,
         tried,
         built,
-        rewards=[Reward(value, at.trace, at.position) for value, at in places],
+        rewards=[placed(value, call, built) for value, call in earned],
         info=info,
         env_info=attempt.env_info,
         error=attempt.error,

@@ -6,6 +6,7 @@ never the whole.
 
 from rlframe.config.schema.algorithm import OpdConfig, PpoConfig, SftConfig
 from rlframe.config.schema.evaluation import EvalConfig
+from rlframe.config.schema.guard import GuardConfig, JudgeConfig
 from rlframe.config.schema.model import ModelConfig
 from rlframe.config.schema.rollout import (
     BlackBoxConfig,
@@ -34,7 +35,9 @@ __all__ = [
     "CriticRoleConfig",
     "EnvConfig",
     "EvalConfig",
+    "GuardConfig",
     "IndexerConfig",
+    "JudgeConfig",
     "LayoutConfig",
     "LoggingConfig",
     "ModelConfig",

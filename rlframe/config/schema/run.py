@@ -8,6 +8,7 @@ from typing import Any
 from rlframe.config.knob import knob
 from rlframe.config.schema.algorithm import PpoConfig
 from rlframe.config.schema.evaluation import EvalConfig
+from rlframe.config.schema.guard import GuardConfig
 from rlframe.config.schema.model import ModelConfig
 from rlframe.config.schema.rollout import RolloutConfig
 from rlframe.config.schema.surroundings import ClusterConfig, EnvConfig, LoggingConfig, SyncConfig
@@ -36,6 +37,7 @@ class RunConfig:
         factory=PpoConfig, help="PpoConfig or SftConfig, by the group `algorithm`"
     )
     teachers: TeachersConfig = field(default_factory=TeachersConfig)
+    guard: GuardConfig = field(default_factory=GuardConfig)
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
     sync: SyncConfig = field(default_factory=SyncConfig)
     logging: LoggingConfig = field(default_factory=LoggingConfig)

@@ -1,0 +1,1 @@
+"""Shell commands, read as a shell reads them, without running anything."""
