@@ -100,12 +100,15 @@ def _rollout(trajectories: Sequence[Trajectory]) -> dict[str, float]:
     statuses = Counter(t.status for t in trajectories)
     truncated = sum(n for status, n in statuses.items() if Status(status).is_truncated)
     tokens = sum(len(trace) for t in trajectories for trace in t.traces)
+    actions = sum(t.actions for t in trajectories)
+    cut_off = sum(t.actions for t in trajectories if t.status.is_truncated)
     return {
         "rollout/trajectories": float(len(trajectories)),
         "rollout/traces": float(sum(len(t.traces) for t in trajectories)),
         "rollout/tokens": float(tokens),
-        "rollout/actions": float(sum(t.actions for t in trajectories)),
+        "rollout/actions": float(actions),
         "rollout/truncated": truncated / len(trajectories),
+        "rollout/truncated_actions": cut_off / max(actions, 1),
         "rollout/turns": _mean_of(trajectories, "turns", 1.0),
         "rollout/attempt_seconds": _mean_of(trajectories, "seconds", 0.0),
         "rollout/env_seconds": _mean_of(trajectories, "env_seconds", 0.0),

@@ -67,6 +67,7 @@ def test_of_step_names_rewards_staleness_and_truncation():
     assert found["reward/lcm"] == 0.5
     assert found["staleness/max"] == 1.0
     assert found["rollout/truncated"] == 0.5
+    assert found["rollout/truncated_actions"] == pytest.approx(2 / 3)
     assert found["rollout/actions"] == 6
     assert found["rollout/turns"] == 1.5
     assert found["critic/value_bias"] == -0.5
