@@ -2,11 +2,14 @@
 
     python -m benchmarks.shared_prefixes            # docs/results/shared_prefixes.json and .png
 
-Three batches of a dense model (3 layers x 256, one thread, float32), each packed with and without
-`trainer.share_prefixes`, both sides in turn: `compaction` (3 attempts at different tasks, the context compacted
+Three batches of a dense model (2 layers x 256, one thread, float32), each packed with and without
+`trainer.share_prefixes`, both sides in turn: `compaction` (2 attempts at different tasks, the context compacted
 twice, two sub-agents each: instructions and tools in front of every trace, the task in front of an attempt's),
 `groups` (two tasks, eight answers each), and `apart` (nothing in common: what looking for it costs). A round is
 old logprobs and an update.
+
+And the plan alone, in the driver: lognormal traces (median 2,000 tokens) of which four each share 900, 600 of them
+with all, and the step's estimated time over that without sharing.
 """
 
 from __future__ import annotations
@@ -20,7 +23,7 @@ import numpy as np
 import torch
 
 from benchmarks.harness import RESULTS, Round, interleaved, median_rate, ratio, write_result
-from rlframe import shared_packing
+from rlframe import packing, shared_packing
 from rlframe.config.schema import LayoutConfig, PolicyRoleConfig
 from rlframe.model_costs.row_costs import RowCosts
 from rlframe.model_shapes.family import read_shape
@@ -38,7 +41,7 @@ MODEL: dict[str, Any] = {
     "vocab_size": VOCABULARY,
     "hidden_size": 256,
     "intermediate_size": 768,
-    "num_hidden_layers": 3,
+    "num_hidden_layers": 2,
     "num_attention_heads": 8,
     "num_key_value_heads": 4,
     "head_dim": 32,
@@ -72,7 +75,7 @@ def row_of(prompt: Ids, turns: Sequence[tuple[int, int]], rng: np.random.Generat
 
 def compaction(rng: np.random.Generator) -> list[TrainRow]:
     rows, tools, agent = [], ids(rng, 400), ids(rng, 200)
-    for _ in range(3):
+    for _ in range(2):
         start = np.concatenate((tools, ids(rng, 150)))
         for sub_trace in range(3):
             summary = ids(rng, 60 if sub_trace else 0)
@@ -92,7 +95,7 @@ def groups(rng: np.random.Generator) -> list[TrainRow]:
 
 
 def apart(rng: np.random.Generator) -> list[TrainRow]:
-    return [row_of(ids(rng, int(rng.integers(100, 600))), [(100, 0)], rng) for _ in range(12)]
+    return [row_of(ids(rng, int(rng.integers(100, 600))), [(100, 0)], rng) for _ in range(8)]
 
 
 BATCHES: dict[str, Callable[[np.random.Generator], list[TrainRow]]] = {
@@ -181,6 +184,35 @@ def measure(name: str, shared: Side, separate: Side) -> dict[str, Any]:
     }
 
 
+def planning(count: int, ranks: int) -> dict[str, Any]:
+    rng = np.random.default_rng(0)
+    tools, cap = ids(rng, 600), 32_768
+    prompts = [np.concatenate((tools, ids(rng, 300))) for _ in range(count // 4)]
+    lengths = np.clip(rng.lognormal(np.log(2_000), 1.0, count), 900, cap).astype(int)
+    rows = [
+        np.concatenate((prompts[i % len(prompts)], ids(rng, n - 900)))
+        for i, n in enumerate(lengths)
+    ]
+    costs = RowCosts.of(read_shape(MODEL), longest=cap)
+    began = time.process_time()
+    made = shared_packing.plan(rows, data_parallel=ranks, max_tokens=cap, row_costs=costs)
+    seconds = time.process_time() - began
+    apart = packing.plan(
+        lengths.tolist(), data_parallel=ranks, max_tokens=cap, costs=costs(lengths.tolist())
+    )
+    work = np.array([[sum(costs([lengths[r] for r in b])) for b in k] for k in apart.micro_batches])
+    return {
+        "batch": f"plan of {count} traces on {ranks} ranks",
+        "traces": count,
+        "tokens": int(lengths.sum()),
+        "saved": round(shared_packing.shared_share(rows, made), 3),
+        "cpu_seconds": round(seconds, 3),
+        "estimated_time": round(
+            shared_packing.step_time(rows, made, costs) / float(work.max(axis=0).sum()), 3
+        ),
+    }
+
+
 def main() -> None:
     from trainer.megatron.parallel import init_parallel
 
@@ -200,9 +232,11 @@ def main() -> None:
         print(name, flush=True)
         rows.append(measure(name, shared, separate))
         print(rows[-1], flush=True)
+    plans = [planning(count, ranks) for count, ranks in ((512, 8), (4_096, 64))]
+    print(plans, flush=True)
     write_result(
         "shared_prefixes",
-        rows,
+        [*rows, *plans],
         note="rates: tokens of the traces a second, of old logprobs and an update; differences: largest, relative for the norm",
     )
     draw(rows)

@@ -1,8 +1,8 @@
 """Packing of rows whose common prefixes are computed once: rows that begin alike stay together, if it pays.
 
 Sorted rows that share much are *units* that `rlframe.packing` deals like rows. How large a unit may be is
-tried out: large ones save the most tokens, small ones are easier to balance, and a unit of one row is
-packing without sharing. The plan that is done first by the estimated work is taken, so that sharing never
+tried out: large ones save the most tokens, small ones are easier to balance, and single rows are packing
+without sharing. The plan that is done first by the estimated work is taken, so that sharing never
 makes a step longer. What two units of a micro-batch have in common counts twice against the cap, though it
 is computed once.
 """
@@ -21,8 +21,8 @@ from rlframe.types import BatchPlan, Int32Array
 
 Costs = Callable[[Sequence[int]], Sequence[float]]
 """The work of rows of so many tokens; of a row's first n tokens as of a row of n."""
-UNIT_SHARES = (1.0, 0.5, 0.25, 0.125, 0.0)
-"""A unit's tokens at most, as a share of the cap; 0: single rows."""
+UNIT_SHARES = (1.0, 0.5, 0.25, 0.125)
+"""A unit's tokens at most, as a share of the cap."""
 
 
 def plan(
@@ -41,10 +41,9 @@ def plan(
     apart = packing.plan(lengths, costs=row_costs(lengths), **sizes)
     trunk = _Trunk.of(rows, row_costs)
     best, best_time = apart, trunk.lock_step(apart)
-    for share in UNIT_SHARES:
+    for share in UNIT_SHARES if len(rows) else ():
         units = trunk.units(int(share * apart.max_tokens))
-        tokens = [trunk.tokens(unit) for unit in units]
-        costs = [trunk.work(unit) for unit in units]
+        tokens, costs = zip(*map(trunk.size, units), strict=True)
         by_unit = packing.plan(tokens, costs=costs, **sizes)
         found = _expand(by_unit, [trunk.order[unit] for unit in units])
         if (time := trunk.lock_step(found)) < best_time:
@@ -59,6 +58,11 @@ def shared_share(rows: Sequence[Int32Array], made: BatchPlan) -> float:
         Forest.of([rows[r] for r in batch]).tokens for rank in made.micro_batches for batch in rank
     )
     return 1.0 - laid_out / total if total else 0.0
+
+
+def step_time(rows: Sequence[Int32Array], made: BatchPlan, row_costs: Costs) -> float:
+    """Work until all ranks are done, where they wait for each other after every micro-batch."""
+    return _Trunk.of(rows, row_costs).lock_step(made)
 
 
 def _expand(by_unit: BatchPlan, rows_of: Sequence[Indices]) -> BatchPlan:
@@ -96,21 +100,19 @@ class _Trunk:
             row_costs=row_costs,
         )
 
-    def tokens(self, members: Indices) -> int:
-        """Of a forest of the rows `members` (ascending)."""
-        return int(self.lengths[members].sum() - self._shared_within(members).sum())
-
-    def work(self, members: Indices) -> float:
-        """Each row's, less that of the first tokens which the one before it has too."""
+    def size(self, members: Indices) -> tuple[int, float]:
+        """Tokens and work of a forest of the rows `members` (ascending): each row's, less those of the first
+        tokens that the one before it has too."""
         again = self._shared_within(members)
         again = again[again > 0]
         saved = sum(self.row_costs(again.tolist())) if len(again) else 0.0
-        return float(self.costs[members].sum()) - saved
+        tokens = int(self.lengths[members].sum() - again.sum())
+        return tokens, float(self.costs[members].sum()) - saved
 
     def lock_step(self, made: BatchPlan) -> float:
-        """Work until all are done, where ranks wait for each other after every micro-batch."""
+        """As `step_time`."""
         work = [
-            [self.work(np.sort(self.place[list(batch)])) if batch else 0.0 for batch in rank]
+            [self.size(np.sort(self.place[list(batch)]))[1] if batch else 0.0 for batch in rank]
             for rank in made.micro_batches
         ]
         return float(np.max(work, axis=0).sum())
@@ -119,12 +121,13 @@ class _Trunk:
         """Neighbours that share something, cut where they share least until each has `limit` tokens or
         is a single row."""
         found, waiting = [], [(0, len(self.order))] if len(self.order) else []
+        tokens = np.concatenate(([0], np.cumsum(self.lengths - self.shared)))
         while waiting:
             first, end = waiting.pop()
-            unit = np.arange(first, end)
             shared = self.shared[first + 1 : end]
-            if end - first == 1 or (shared.min() > 0 and self.tokens(unit) <= limit):
-                found.append(unit)
+            laid_out = tokens[end] - tokens[first] + self.shared[first]
+            if end - first == 1 or (shared.min() > 0 and laid_out <= limit):
+                found.append(np.arange(first, end))
                 continue
             cuts = np.flatnonzero(shared == shared.min()) + first + 1
             cut = int(cuts[np.abs(cuts - (first + end) / 2).argmin()])

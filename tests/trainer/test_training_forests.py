@@ -108,13 +108,13 @@ def glm_reference() -> dict[Any, Any]:
     return one_row_at_a_time(TINY_GLM)
 
 
-def one_row_at_a_time(hf_config: dict[str, Any]) -> dict[Any, Any]:
+def one_row_at_a_time(hf_config: dict[str, Any], seeds: tuple[int, ...] = SEEDS) -> dict[Any, Any]:
     (seen,) = run_ranks(
         learn,
         1,
         layout=LayoutConfig(),
         hf_config=hf_config,
-        seeds=SEEDS,
+        seeds=seeds,
         share=False,
         alone=True,
     )
@@ -184,6 +184,13 @@ def test_glm_forests(glm_reference: dict[Any, Any], name: str, share: bool) -> N
 @pytest.mark.parametrize("name", GLM_SLOW)
 def test_glm_forests_on_more_layouts(glm_reference: dict[Any, Any], name: str, share: bool) -> None:
     check(glm_reference, GLM_SLOW[name], TINY_GLM, share=share, seeds=SEEDS[:1])
+
+
+def test_glm_forests_where_every_row_is_chosen() -> None:
+    """The expanded form, which is dense attention."""
+    config = TINY_GLM | {"index_topk": 64}
+    reference = one_row_at_a_time(config, SEEDS[:1])
+    check(reference, LayoutConfig(), config, share=True, seeds=SEEDS[:1])
 
 
 def test_the_forests_have_what_they_are_for() -> None:
