@@ -19,7 +19,8 @@ import torch
 
 from benchmarks.harness import Round, interleaved, ratio, row, write_result
 from benchmarks.peers.verl_functions import VerlFunctions
-from rlframe.credit import CreditRules, assign_credit, discounted_sums
+from rlframe.credit import CreditRules, assign_credit
+from rlframe.credit_scan import scan
 from rlframe.types import Reward, Status, Trace, Trajectory
 
 RESPONSES, TOKENS = 64, 8_192
@@ -41,18 +42,23 @@ def main() -> None:
     rewards[:, -1] = 1.0
     verl = VerlFunctions.load().gae
     tensors = [torch.from_numpy(a) for a in (rewards, values, mask.astype(np.float32))]
-    positions = np.flatnonzero(mask)
-    ends = np.cumsum(mask.sum(axis=1))
 
     def flat() -> np.ndarray:
-        chosen = values.reshape(-1)[positions].astype(np.float64)
-        following = np.append(chosen[1:], 0.0)
-        following[ends - 1] = 0.0
-        deltas = rewards.reshape(-1)[positions] + GAMMA * following - chosen
-        advantages = discounted_sums(deltas, ends, GAMMA * LAMBDA)
-        out = np.zeros((2, mask.size), np.float32)
-        out[0, positions], out[1, positions] = advantages, advantages + chosen
-        return out[0].reshape(mask.shape)
+        positions, ends = np.flatnonzero(mask), np.cumsum(mask.sum(axis=1))
+        advantages, returns = np.zeros((2, mask.size), np.float32)
+        scan(
+            values.reshape(-1),
+            positions,
+            rewards.reshape(-1)[positions].astype(np.float64),
+            ends,
+            np.zeros(RESPONSES),
+            GAMMA,
+            np.full(RESPONSES, LAMBDA),
+            LAMBDA,
+            advantages,
+            returns,
+        )
+        return advantages.reshape(mask.shape)
 
     def whole() -> list[np.ndarray]:
         return assign_credit(batch, per_trace, rules=RULES).advantages

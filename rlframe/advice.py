@@ -51,7 +51,7 @@ def updates_go_far(history: Sequence[Line]) -> str:
 def updates_are_skipped(history: Sequence[Line]) -> str:
     skipped = [
         step
-        for role in ("policy", "critic", "sft")
+        for role in ("policy", "critic", "sft", "value")
         for step, share in series(history, f"{role}/skipped")
         if share > 0
     ]

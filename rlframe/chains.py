@@ -33,7 +33,7 @@ class Actions:
     token_starts: IntArray  # [traces + 1]
     loss_mask: BoolArray  # [tokens] of those that train
     positions: IntArray  # [A] of the actions among the tokens
-    values: Float64Array  # [A]
+    values: Float32Array  # [tokens]
     chain_of: list[int]
     """Of each trace in chain order; chains without an action are counted too."""
     chain_starts: IntArray  # [all chains + 1] in actions
@@ -82,7 +82,7 @@ class Actions:
             token_starts=token_starts,
             loss_mask=loss_mask,
             positions=positions,
-            values=all_values[positions].astype(np.float64),
+            values=all_values,
             chain_of=chain_of,
             chain_starts=np.searchsorted(positions, token_starts[first_traces]),
             totals=totals,
@@ -134,7 +134,8 @@ class Actions:
                     if self.totals[chain] is not None:
                         continue
                     last = self.chain_starts[chain + 1] - 1
-                    ends[chain] = self.values[last] if last >= self.chain_starts[chain] else 0.0
+                    if last >= self.chain_starts[chain]:
+                        ends[chain] = self.values[self.positions[last]]
             for link in trajectory.links:
                 if link.kind is LinkKind.SPAWNED_BY:
                     child = self.chain_of[place[flat + link.child]]
@@ -150,14 +151,8 @@ class Actions:
         chosen: Float64Array = joined[self.positions].astype(np.float64)
         return chosen
 
-    def scatter(self, amounts: Float64Array) -> list[Float32Array]:
-        """One array a trace, in the order of `batch.flatten`; 0 between the actions."""
-        tokens = np.zeros(len(self.loss_mask), np.float32)
-        tokens[self.positions] = amounts
-        return self._split(tokens)
-
     def masks(self) -> list[BoolArray]:
-        return self._split(self.loss_mask)
+        return self.split(self.loss_mask)
 
     def _value_at(self, trace: int, join_position: int | None) -> float:
         """At the first action of the chain at or after that position of its trace; 0 if none."""
@@ -166,7 +161,7 @@ class Actions:
         where = self.token_starts[trace] + join_position
         index = int(np.searchsorted(self.positions, where))
         in_chain = index < self.chain_starts[self.chain_of[trace] + 1]
-        return float(self.values[index]) if in_chain else 0.0
+        return float(self.values[self.positions[index]]) if in_chain else 0.0
 
     def _places(self) -> list[int]:
         """Where each trace of `batch.flatten`'s order stands in chain order."""
@@ -175,7 +170,8 @@ class Actions:
             place[flat] = j
         return place
 
-    def _split(self, tokens: npt.NDArray[Kind]) -> list[npt.NDArray[Kind]]:
+    def split(self, tokens: npt.NDArray[Kind]) -> list[npt.NDArray[Kind]]:
+        """[tokens] -> one array a trace, in the order of `batch.flatten`; views."""
         starts = self.token_starts.tolist()
         return [tokens[starts[j] : starts[j + 1]] for j in self._places()]
 

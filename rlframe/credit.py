@@ -24,7 +24,8 @@ Without a critic (`rlframe.group_credit`) every V is 0.
 
 V_t stands at index t of a trace's values: the value of the state *before* token t.
 
-All actions of a block of trajectories are one flat array; there is no Python loop over tokens.
+All actions of a block of trajectories are one flat array, and the recursion is a compiled loop over it
+(`rlframe.credit_scan`).
 """
 
 from __future__ import annotations
@@ -33,15 +34,12 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.signal import lfilter
 
 from rlframe.chains import Actions, Float64Array, IntArray
 from rlframe.types import BoolArray, Float32Array, Trajectory
 
-BLOCK_TOKENS = 1 << 15
-"""Trajectories are worked on in blocks of so many tokens, which stay in a core's cache."""
-LOG_NOTHING = -60.0
-"""log of what float64 does not notice beside 1."""
+BLOCK_TOKENS = 1 << 20
+"""Trajectories are worked on in blocks of so many tokens, which bounds what this takes in memory."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +79,7 @@ def assign_credit(
     """`values[i][k]` belongs to trace k of trajectory i, [T]; and so do `token_rewards`, which count at
     actions only."""
     blocks: list[Actions] = []
-    policy: list[Float64Array] = []
+    advantages: list[Float32Array] = []
     returns: list[Float32Array] = []
     for part in _blocks(trajectories):
         actions = Actions.of(
@@ -92,16 +90,15 @@ def assign_credit(
             splits_sub_agents=rules.sub_agent == "terminal",
         )
         penalties = token_rewards[part] if token_rewards is not None else None
-        advantages, targets = _gae(actions, rules, penalties)
-        returns += actions.scatter(targets)
-        policy.append(advantages)
+        block_advantages, block_returns = _gae(actions, rules, penalties)
+        advantages.append(block_advantages)
+        returns += actions.split(block_returns)
         blocks.append(actions)
     if rules.whiten:
-        policy = whitened(policy)
+        whiten(advantages, [actions.positions for actions in blocks])
+    whole = zip(blocks, advantages, strict=True)
     return Credit(
-        advantages=[
-            a for b, amounts in zip(blocks, policy, strict=True) for a in b.scatter(amounts)
-        ],
+        advantages=[array for actions, tokens in whole for array in actions.split(tokens)],
         returns=returns,
         loss_masks=[mask for actions in blocks for mask in actions.masks()],
     )
@@ -111,74 +108,48 @@ def _gae(
     actions: Actions,
     rules: CreditRules,
     token_rewards: Sequence[Sequence[Float32Array]] | None,
-) -> tuple[Float64Array, Float64Array]:
-    """[A] the policy's advantages, and the critic's targets."""
-    ends = actions.chain_ends
-    following = np.append(actions.values[1:], 0.0)[: len(actions.values)]
-    following[ends - 1] = actions.end_values(bootstraps=rules.truncation == "bootstrap")
-    rewards = actions.rewards()
+) -> tuple[Float32Array, Float32Array]:
+    """[tokens] the policy's advantages, and the critic's targets; 0 between the actions."""
+    from rlframe.credit_scan import scan
+
+    rewards, ends = actions.rewards(), actions.chain_ends
     if token_rewards is not None:
         rewards += actions.gather([array for own in token_rewards for array in own])
-    deltas = following  # in place: memory is what this waits for
-    if rules.gamma != 1.0:
-        deltas *= rules.gamma
-    deltas -= actions.values
-    deltas += rewards
-    critic = discounted_sums(deltas, ends, rules.gamma * rules.lambda_critic)
-    if rules.lambda_length_alpha:
-        policy = _length_adaptive(deltas, ends, rules)
-    elif rules.lambda_policy == rules.lambda_critic:
-        policy = critic
-    else:
-        policy = discounted_sums(deltas, ends, rules.gamma * rules.lambda_policy)
-    return policy, critic + actions.values
+    advantages, returns = np.zeros((2, len(actions.loss_mask)), np.float32)
+    scan(
+        actions.values,
+        actions.positions,
+        rewards,
+        ends,
+        actions.end_values(bootstraps=rules.truncation == "bootstrap"),
+        rules.gamma,
+        _policy_lambdas(np.diff(ends, prepend=0), rules),
+        rules.lambda_critic,
+        advantages,
+        returns,
+    )
+    return advantages, returns
 
 
-def _length_adaptive(deltas: Float64Array, ends: IntArray, rules: CreditRules) -> Float64Array:
-    """lambda = 1 - 1 / (alpha T), at least 0, by the chain's number of actions T."""
-    sums = np.empty_like(deltas)
-    start = 0
-    for end in ends.tolist():
-        factor = rules.gamma * max(0.0, 1.0 - 1.0 / (rules.lambda_length_alpha * (end - start)))
-        sums[start:end] = lfilter([1.0], [1.0, -factor], deltas[start:end][::-1])[::-1]
-        start = end
-    return sums
+def _policy_lambdas(lengths: IntArray, rules: CreditRules) -> Float64Array:
+    """[C] of each chain, which has so many actions T: 1 - 1 / (alpha T), at least 0, where alpha is set."""
+    if not rules.lambda_length_alpha:
+        return np.full(len(lengths), rules.lambda_policy)
+    adaptive = 1.0 - 1.0 / (rules.lambda_length_alpha * lengths.astype(np.float64))
+    return np.maximum(adaptive, 0.0)
 
 
-def discounted_sums(deltas: Float64Array, ends: IntArray, factor: float) -> Float64Array:
-    """[A] sum of factor^k delta_{t+k} up to the end of t's segment; `ends`: [C] one past each last.
-
-    One recursion runs over all segments from the back; what it carried into a segment from those behind
-    is then subtracted where discounting has left anything of it (exact to float64 round-off).
-    """
-    if not len(ends):
-        return np.zeros_like(deltas)
-    starts = np.append(0, ends[:-1])
-    sums: Float64Array
-    if factor == 1.0:
-        sums = np.cumsum(deltas[::-1])[::-1]
-        sums -= np.repeat(np.append(sums[starts[1:]], 0.0), ends - starts)
-        return sums
-    sums = lfilter([1.0], [1.0, -factor], deltas[::-1])[::-1]
-    carried = np.append(sums[starts[1:]], 0.0)  # [C] the sum over what is behind each segment
-    reach = np.ceil(LOG_NOTHING / np.log(factor)) if factor else 1
-    lengths = np.minimum(ends - starts, min(reach, len(deltas))).astype(np.intp)
-    tails = np.cumsum(lengths)
-    distances = np.repeat(tails, lengths) - np.arange(tails[-1])  # lengths[c] .. 1 in each segment
-    powers = factor ** np.arange(lengths.max() + 1)
-    sums[np.repeat(ends, lengths) - distances] -= np.repeat(carried, lengths) * powers[distances]
-    return sums
-
-
-def whitened(parts: Sequence[Float64Array]) -> list[Float64Array]:
-    """Zero mean and unit deviation over all parts together."""
-    count = sum(part.size for part in parts)
+def whiten(parts: Sequence[Float32Array], positions: Sequence[IntArray]) -> None:
+    """In place: zero mean and unit deviation of what stands at the positions of all parts together."""
+    chosen = [part[p].astype(np.float64) for part, p in zip(parts, positions, strict=True)]
+    count = sum(amounts.size for amounts in chosen)
     if not count:
-        return list(parts)
-    mean = sum(float(part.sum()) for part in parts) / count
-    centred = [part - mean for part in parts]
-    variance = sum(float(np.vdot(part, part)) for part in centred) / count
-    return [part / (np.sqrt(variance) + 1e-8) for part in centred]
+        return
+    mean = sum(float(amounts.sum()) for amounts in chosen) / count
+    variance = sum(float(np.square(amounts - mean).sum()) for amounts in chosen) / count
+    scale = 1.0 / (np.sqrt(variance) + 1e-8)
+    for part, places, amounts in zip(parts, positions, chosen, strict=True):
+        part[places] = (amounts - mean) * scale
 
 
 def _blocks(trajectories: Sequence[Trajectory]) -> Iterator[slice]:

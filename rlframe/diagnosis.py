@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from rlframe.types import TrainRow, Trajectory
+from rlframe.types import Float32Array, TrainRow, Trajectory
 
 THIRDS = ("early", "middle", "late")
 SUB_TRACES = 4
@@ -21,9 +21,9 @@ SUB_TRACES = 4
 def of_positions(
     trajectories: Sequence[Trajectory], rows: Sequence[TrainRow], *, has_critic: bool
 ) -> dict[str, float]:
-    """`gap/early`: mean |train - rollout logprob| there; `critic/bias_early`, `critic/bias_trace_0`: mean
-    V - return there. A place without an action has no number."""
-    thirds, ordinals = _places(trajectories)
+    """`gap/early`: mean |train - rollout logprob| there, and what `of_values` says of the critic. A place
+    without an action has no number."""
+    thirds, _ = _places(trajectories)
     mask = _joined([row.loss_mask for row in rows]).astype(np.bool_)
     old, sampled = (
         _joined([getattr(r, n) for r in rows]) for n in ("old_logprobs", "rollout_logprobs")
@@ -31,14 +31,33 @@ def of_positions(
     gap = np.abs(old - sampled)
     found = {f"gap/{THIRDS[k]}": mean for k, mean in _means(gap, thirds, mask).items()}
     if has_critic:
-        values, returns = (
-            _joined([getattr(r, n) for r in rows]) for n in ("old_values", "returns")
-        )
-        bias = values - returns
-        found |= {f"critic/bias_{THIRDS[k]}": m for k, m in _means(bias, thirds, mask).items()}
-        if any(len(t.traces) > 1 for t in trajectories):
-            by_trace = _means(bias, ordinals, mask)
-            found |= {f"critic/bias_trace_{k}": mean for k, mean in by_trace.items()}
+        values = [row.old_values for row in rows]
+        by_place = of_values(trajectories, rows, values)
+        found |= {f"critic/{name}": value for name, value in by_place.items()}
+    return found
+
+
+def of_values(
+    trajectories: Sequence[Trajectory], rows: Sequence[TrainRow], values: Sequence[Float32Array]
+) -> dict[str, float]:
+    """`bias_early`, `bias_trace_0`: mean V - return there; `explained_variance_early`, ...: 1 - Var(return -
+    V) / Var(return) there, where returns vary. By sub-trace only where a trajectory has several."""
+    thirds, ordinals = _places(trajectories)
+    mask = _joined([row.loss_mask for row in rows]).astype(np.bool_)
+    returns = _joined([row.returns for row in rows])
+    error = _joined(values) - returns
+    named = {THIRDS[k]: thirds == k for k in range(len(THIRDS))}
+    if any(len(t.traces) > 1 for t in trajectories):
+        named |= {f"trace_{k}": ordinals == k for k in range(SUB_TRACES)}
+    found: dict[str, float] = {}
+    for name, there in named.items():
+        chosen = there & mask
+        if chosen.any():
+            found[f"bias_{name}"] = float(error[chosen].mean())
+            variance = float(returns[chosen].var())
+            if variance > 0:
+                unexplained = float(error[chosen].var()) / variance
+                found[f"explained_variance_{name}"] = 1.0 - unexplained
     return found
 
 

@@ -52,9 +52,11 @@ class Learner:
     critic: RoleTrainer | None
     max_tokens_per_micro_batch: int
     row_costs: Callable[[Sequence[int]], Sequence[float]]
-    """The work of rows of so many tokens, by which ranks are balanced."""
+    """The work of rows of so many tokens, by which the policy's ranks are balanced."""
     bad_steps: BadSteps
     seed: int
+    critic_row_costs: Callable[[Sequence[int]], Sequence[float]] | None = None
+    """And the critic's, where it is another model."""
     teaching: Teaching | None = None
     share_prefixes: bool = False
     """Rows that begin alike go into the same micro-batches, where that is computed once."""
@@ -222,7 +224,7 @@ class Learner:
             rows,
             role.layout(),
             max_tokens=self.max_tokens_per_micro_batch,
-            row_costs=self.row_costs,
+            row_costs=(role is self.critic and self.critic_row_costs) or self.row_costs,
             share_prefixes=self.share_prefixes,
         )
 

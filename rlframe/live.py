@@ -22,8 +22,15 @@ from rich.console import Console, RenderableType
 from rich.live import Live
 
 from rlframe.advice import advice
-from rlframe.live_panel import Picture, held_out_line, panel, step_line, summary_table
-from rlframe.metrics import HELD_OUT, STEP, Line
+from rlframe.live_panel import (
+    Picture,
+    held_out_line,
+    panel,
+    step_line,
+    summary_table,
+    values_line,
+)
+from rlframe.metrics import HELD_OUT, STEP, VALUES, Line
 from rlframe.summary import Summary
 
 REFRESH_PER_S = 2.0
@@ -107,6 +114,8 @@ class View:
                 self._console.print(line, markup=False, soft_wrap=True)
             elif event == HELD_OUT:
                 self._console.print(held_out_line(values, step=step), markup=False, soft_wrap=True)
+            elif event == VALUES:
+                self._console.print(values_line(values, step=step), markup=False, soft_wrap=True)
         for key, text in advice(self._history).items():
             self._warn(key, text)
 

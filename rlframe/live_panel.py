@@ -13,7 +13,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from rlframe.metrics import HELD_OUT, STEP, Line, domains, series
+from rlframe.metrics import HELD_OUT, STEP, VALUES, Line, domains, series
 from rlframe.summary import Summary
 
 BARS = "▁▂▃▄▅▆▇█"
@@ -32,6 +32,7 @@ FIGURES = (
     ("held-out loss", "sft/held_out_loss"),
 )
 """What stands beside the phases, where it was measured."""
+CURVES = (("reward", "reward/mean"), ("loss", "sft/loss"), ("loss", "value/loss"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +63,7 @@ def panel(picture: Picture) -> RenderableType:
 def step_line(values: Mapping[str, float], *, step: int, total_steps: int) -> str:
     """A step on one line, for logs."""
     parts = [f"step {step}/{total_steps}"]
-    for label, name in (("reward", "reward/mean"), ("loss", "sft/loss"), *FIGURES):
+    for label, name in (*CURVES, *FIGURES):
         if name in values:
             parts.append(f"{label} {number(values[name])}")
     phases = ", ".join(f"{name} {seconds:.2f}" for name, seconds in _phases(values))
@@ -82,6 +83,17 @@ def held_out_line(values: Mapping[str, float], *, step: int) -> str:
     )
 
 
+def values_line(values: Mapping[str, float], *, step: int) -> str:
+    """What a critic in pretraining says of held-out trajectories."""
+    biases = ", ".join(
+        f"{name.removeprefix('value/bias_')} {number(value)}"
+        for name, value in values.items()
+        if name.startswith("value/bias_")
+    )
+    explained = number(values.get("value/explained_variance", math.nan))
+    return f"step {step}  held-out explained variance {explained}  (bias: {biases})"
+
+
 def summary_table(summary: Summary, *, files: Mapping[str, str]) -> RenderableType:
     """The end of a run: what it reached, what it took, where its things are."""
     table = Table.grid(padding=(0, 2))
@@ -95,6 +107,8 @@ def summary_table(summary: Summary, *, files: Mapping[str, str]) -> RenderableTy
     for name, label in (("held_out", "held-out reward"), ("reward", "reward"), ("loss", "loss")):
         if name in summary:
             table.add_row(label, _rise(summary[name]))
+    if "explained_variance" in summary:
+        table.add_row("held-out explained variance", _rise(summary["explained_variance"]))
     for domain, ends in summary.get("held_out", {}).get("domains", {}).items():
         table.add_row(f"  {domain}", _rise(ends))
     if summary["largest_logprob_gap"] is not None:
@@ -161,20 +175,24 @@ def _curves(history: Sequence[Line]) -> list[RenderableType]:
     table.add_column(min_width=8)
     table.add_column(justify="right")
     table.add_column()
-    for label, name in (("reward", "reward/mean"), ("loss", "sft/loss")):
+    for label, name in CURVES:
         values = [value for _, value in series(history, name)]
         if values:
             curve = Text(sparkline(values, CURVE_WIDTH), style="green")
             table.add_row(Text(label, style="bold"), Text(number(values[-1]), style="bold"), curve)
-    held_out = series(history, "held_out/mean", event=HELD_OUT)
-    if held_out:
-        (first_step, first), (last_step, last) = held_out[0], held_out[-1]
-        note = f"at step {last_step}"
-        if last_step > first_step:
-            note += f", from {number(first)} at step {first_step}"
-        table.add_row(
-            Text("held out", style="bold"), Text(number(last), style="bold"), Text(note, "dim")
-        )
+    for name, event, what in (
+        ("held_out/mean", HELD_OUT, ""),
+        ("value/explained_variance", VALUES, "explained variance "),
+    ):
+        held_out = series(history, name, event=event)
+        if held_out:
+            (first_step, first), (last_step, last) = held_out[0], held_out[-1]
+            note = f"{what}at step {last_step}"
+            if last_step > first_step:
+                note += f", from {number(first)} at step {first_step}"
+            table.add_row(
+                Text("held out", style="bold"), Text(number(last), style="bold"), Text(note, "dim")
+            )
     by_domain = {d: series(history, f"reward/{d}") for d in domains(history)}
     if len(by_domain) > 1:
         text = "   ".join(

@@ -32,6 +32,7 @@ STEP = "step"
 HELD_OUT = "held_out"
 COMPARED = "compared"
 """Held-out rewards of models that the student is compared with, one line each."""
+VALUES = "held_out_values"
 
 
 class Sink(Protocol):

@@ -7,8 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from rlframe.diagnosis import THIRDS
 from rlframe.durable_files import write_atomic
-from rlframe.metrics import HELD_OUT, Line, domains, series
+from rlframe.metrics import HELD_OUT, VALUES, Line, domains, series
 
 TRAINING, HELD_OUT_COLOUR, INK = "#3b6fb6", "#d1495b", "#333333"
 DOMAIN_COLOURS = (
@@ -26,7 +27,8 @@ Points = Sequence[tuple[int, float]]
 
 
 def reward_curve(history: Sequence[Line], path: Path, *, title: str) -> None:
-    """Writes `path`, whole or not at all. A run of SFT shows its loss in place of the reward."""
+    """Writes `path`, whole or not at all. SFT shows its loss in place of the reward, value
+    pretraining the held-out explained variance."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -38,6 +40,8 @@ def reward_curve(history: Sequence[Line], path: Path, *, title: str) -> None:
     axes = figure.add_subplot()
     if rewards:
         _rewards(axes, history)
+    elif series(history, "value/explained_variance", event=VALUES):
+        _values(axes, history)
     else:
         _losses(axes, history)
     axes.set_title(title, loc="left", color=INK, fontsize=12)
@@ -107,6 +111,25 @@ def _losses(axes: Any, history: Sequence[Line]) -> None:
         )
         _name(axes, held_out[-1])
     axes.set_ylabel("loss (nats a token)", color=INK)
+
+
+def _values(axes: Any, history: Sequence[Line]) -> None:
+    """Held out: all actions, and by thirds of a trajectory's actions."""
+    for third, colour in zip(THIRDS, DOMAIN_COLOURS, strict=False):
+        points = series(history, f"value/explained_variance_{third}", event=VALUES)
+        axes.plot(*_columns(points), color=colour, linewidth=1.2, label=f"{third} third")
+    points = series(history, "value/explained_variance", event=VALUES)
+    axes.plot(
+        *_columns(points),
+        color=HELD_OUT_COLOUR,
+        linewidth=2.2,
+        marker="o",
+        markersize=5,
+        label="held out, all actions",
+    )
+    for point in {points[0], points[-1]}:
+        _name(axes, point)
+    axes.set_ylabel("explained variance of returns", color=INK)
 
 
 def _name(axes: Any, point: tuple[int, float]) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from rlframe.durable_files import write_atomic
-from rlframe.metrics import HELD_OUT, STEP, Line, domains, series
+from rlframe.metrics import HELD_OUT, STEP, VALUES, Line, domains, series
 
 ENDS = 5
 """Steps averaged at either end of a curve, because one step's reward is noisy."""
@@ -19,8 +19,8 @@ Summary = dict[str, Any]
 def summarise(history: Sequence[Line]) -> Summary:
     """Numbers only where there are any; seconds are of the run itself, over all its resumes.
 
-    `reward` and `loss` are means over the first and the last steps, `held_out` the first and the last
-    evaluation; each with `domains` where they were logged.
+    `reward` and the losses are means over the first and the last steps, `held_out` and
+    `explained_variance` the first and the last evaluation; each with `domains` where they were logged.
     """
     steps = [line for line in history if line["event"] == STEP]
     summary: Summary = {
@@ -36,9 +36,11 @@ def summarise(history: Sequence[Line]) -> Summary:
         ("reward", "reward/mean", STEP),
         ("loss", "sft/loss", STEP),
         ("held_out", "held_out/mean", HELD_OUT),
+        ("value_loss", "value/loss", STEP),
+        ("explained_variance", "value/explained_variance", VALUES),
     ):
-        best = min if name == "loss" else max
-        ends = _ends(series(history, key, event=event), 1 if event == HELD_OUT else ENDS, best)
+        best = min if name.endswith("loss") else max
+        ends = _ends(series(history, key, event=event), ENDS if event == STEP else 1, best)
         if ends:
             summary[name] = ends
     for name, group, event in (("reward", "reward/", STEP), ("held_out", "held_out/", HELD_OUT)):
@@ -86,7 +88,7 @@ def _phases(history: Sequence[Line]) -> dict[str, float]:
 
 
 def _total(steps: Sequence[Line], what: str) -> int:
-    names = (f"rollout/{what}", f"sft/{what}")
+    names = (f"rollout/{what}", f"sft/{what}", f"value/{what}")
     return int(sum(line.get(name) or 0 for line in steps for name in names))
 
 

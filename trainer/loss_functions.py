@@ -12,7 +12,8 @@ from trainer.distillation_loss import DistillationLosses, TeacherStates
 from trainer.losses.logprobs import token_logprobs
 from trainer.losses.policy import PolicyInputs, policy_loss
 from trainer.losses.sft import sft_loss
-from trainer.losses.value import value_loss
+from trainer.losses.value import distributional_value_loss, value_loss
+from trainer.losses.value_bins import expected_value
 from trainer.objective import Objective, PolicyObjective, SftObjective, ValueObjective
 
 
@@ -35,13 +36,14 @@ class Asked(Protocol):
 
 
 LossFunction: TypeAlias = Callable[[Tensor, Asked], tuple[Tensor, dict[str, Tensor]]]
-"""(logits [P, V] or values [P], what was asked) -> summed loss [], and sums of statistics []."""
+"""(logits [P, V], values [P] or their logits [P, K]; what was asked) -> summed loss [], and sums of statistics []."""
 
 
 class Losses:
     """From a model's outputs at the P asked-for positions to logprobs, values and losses.
 
-    A policy's outputs are logits [P, vocabulary columns of this rank], a critic's are values [P].
+    A policy's outputs are logits [P, vocabulary columns of this rank], a critic's are values [P], or logits
+    [P, K] over K bins of values.
     """
 
     def __init__(
@@ -68,8 +70,10 @@ class Losses:
         """A teacher speaks at temperature 1, whatever the policy samples at."""
         return self._logprobs(logits, batch, with_entropy=False, temperature=1.0)[0]
 
-    def read_values(self, values: Tensor, batch: Asked) -> Tensor:
-        return values
+    def read_values(self, output: Tensor, batch: Asked) -> Tensor:
+        objective = self._objective
+        bins = objective.bins if isinstance(objective, ValueObjective) else None
+        return output if bins is None else expected_value(bins, output)
 
     def bind(self, actions: int) -> LossFunction:
         """The loss of the objective, divided by the actions of the whole mini-batch."""
@@ -78,15 +82,8 @@ class Losses:
             match self._objective:
                 case PolicyObjective() as objective:
                     return self._policy(objective, output, batch, actions)
-                case ValueObjective(value_clip=value_clip):
-                    return value_loss(
-                        output,
-                        batch.fields["old_values"],
-                        batch.fields["returns"],
-                        batch.mask,
-                        value_clip=value_clip,
-                        denominator=actions,
-                    )
+                case ValueObjective() as objective:
+                    return _value(objective, output, batch, actions)
                 case SftObjective():
                     return sft_loss(
                         self.read_logprobs(output, batch), batch.mask, denominator=actions
@@ -136,3 +133,21 @@ class Losses:
             group=self._group,
             with_entropy=with_entropy,
         )
+
+
+def _value(
+    objective: ValueObjective, output: Tensor, batch: Asked, actions: int
+) -> tuple[Tensor, dict[str, Tensor]]:
+    returns = batch.fields["returns"]
+    if objective.bins is not None:
+        return distributional_value_loss(
+            output, returns, batch.mask, bins=objective.bins, denominator=actions
+        )
+    return value_loss(
+        output,
+        batch.fields["old_values"],
+        returns,
+        batch.mask,
+        value_clip=objective.value_clip,
+        denominator=actions,
+    )

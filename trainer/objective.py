@@ -42,10 +42,37 @@ class PolicyObjective:
 
 
 @dataclass(frozen=True, slots=True)
+class ValueBins:
+    """The values that a distributional critic's outputs stand for, from `lowest` to `highest`.
+
+    `sigma` > 0: the range is cut into `count` bins, and the target is a Gaussian around the return, its
+    deviation `sigma` bin widths (HL-Gauss; Farebrother et al., arXiv 2403.03950, sec. 3.1: 0.75). 0: `count`
+    points from end to end, and the target lies on the two nearest ones (two-hot; Schrittwieser et al., arXiv
+    1911.08265, appendix F: its mean is the return exactly). A return beyond the range counts as its end.
+    """
+
+    count: int
+    lowest: float
+    highest: float
+    sigma: float
+
+    @property
+    def width(self) -> float:
+        """From the value of one output to that of the next."""
+        return (self.highest - self.lowest) / (self.count if self.sigma > 0 else self.count - 1)
+
+    @property
+    def first(self) -> float:
+        """The value that the first output stands for: a bin's middle, or the first point."""
+        return self.lowest + (0.5 * self.width if self.sigma > 0 else 0.0)
+
+
+@dataclass(frozen=True, slots=True)
 class ValueObjective:
-    """The critic's loss."""
+    """The critic's loss: squared error with a clip, or, with `bins`, cross entropy over them (no clip)."""
 
     value_clip: float
+    bins: ValueBins | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from rlframe.cluster import preflight
 from rlframe.cluster.demand import CRITIC, ENGINE, POLICY, PartDemand, parts_of, total
 from rlframe.config.saved import as_yaml
-from rlframe.config.schema import LayoutConfig, PpoConfig, RunConfig
+from rlframe.config.schema import LayoutConfig, PpoConfig, RunConfig, ValueConfig
 from rlframe.run_directory import RunDirectory
 
 
@@ -46,6 +46,8 @@ def _work(config: RunConfig) -> Iterator[str]:
             f"  a step    {algorithm.batch_trajectories} trajectories of at most {context:,} tokens a trace: "
             f"at most {most:,} tokens where each is one trace"
         )
+    elif isinstance(algorithm, ValueConfig):
+        yield f"  a step    {algorithm.batch_trajectories} of the trajectories of {', '.join(algorithm.source_runs)}"
     else:
         yield f"  a step    {algorithm.batch_conversations} of {algorithm.demonstrations} conversations"
 

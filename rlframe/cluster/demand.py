@@ -29,7 +29,7 @@ class PartDemand:
 
 
 def parts_of(config: RunConfig, *, device: str) -> list[PartDemand]:
-    """The parts of this run: engines and critic only where the algorithm has them."""
+    """The parts of this run: engines, critic and policy only where the algorithm has them."""
     cluster = config.cluster
     rank_gpus = cluster.gpus_per_rank if device == "cuda" else 0.0
     engine_gpus = cluster.gpus_per_engine if device == "cuda" else 0.0
@@ -37,12 +37,14 @@ def parts_of(config: RunConfig, *, device: str) -> list[PartDemand]:
     def part(name: str, count: int, cpus: float, gpus: float) -> PartDemand:
         return PartDemand(name, count, cpus, gpus, _pins(cluster, name))
 
+    critics = config.trainer.critic.layout.world_size
+    if config.algorithm.name == "value":
+        return [part(CRITIC, critics, cluster.cpus_per_rank, rank_gpus)]
     parts = [
         part(POLICY, config.trainer.policy.layout.world_size, cluster.cpus_per_rank, rank_gpus)
     ]
-    if config.algorithm.name != "sft":
+    if isinstance(config.algorithm, PpoConfig):
         if has_critic(config.algorithm):
-            critics = config.trainer.critic.layout.world_size
             parts.append(part(CRITIC, critics, cluster.cpus_per_rank, rank_gpus))
         rollout = config.rollout
         parts.append(part(ENGINE, rollout.engines, cluster.cpus_per_engine, engine_gpus))

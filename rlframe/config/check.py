@@ -12,11 +12,13 @@ from rlframe.config.check_cluster import (
     check_runtime_env,
     check_transport,
 )
+from rlframe.config.check_critic import check_critic
 from rlframe.config.check_deepspeed import check_backend
 from rlframe.config.check_distillation import check_distillation
 from rlframe.config.check_model import check_layouts, check_lengths, check_model
+from rlframe.config.check_value import check_value
 from rlframe.config.passthrough import PASSTHROUGH, check_options
-from rlframe.config.schema import RunConfig
+from rlframe.config.schema import PpoConfig, RunConfig
 from rlframe.errors import UserError, nearest
 from rlframe.teachers.check import check_teachers_config
 
@@ -51,7 +53,7 @@ def _run_dir(config: RunConfig) -> None:
 
 
 def _sampling(config: RunConfig) -> None:
-    if config.algorithm.name == "sft":
+    if not isinstance(config.algorithm, PpoConfig):
         return
     sampling = config.rollout.sampling
     if sampling.temperature == 0:
@@ -81,6 +83,8 @@ def _batches(config: RunConfig) -> None:
         rows, rows_key = algorithm.batch_conversations, "algorithm.batch_conversations"
         _at_least("trainer.policy.layout.data", config.trainer.policy.layout.data, rows, rows_key)
         return
+    if not isinstance(algorithm, PpoConfig):
+        return
     rows, rows_key = algorithm.batch_trajectories, "algorithm.batch_trajectories"
     for name, role in (("mini_batches", "policy"), ("critic_mini_batches", "critic")):
         count = vars(algorithm)[name]
@@ -108,7 +112,7 @@ def _at_least(key: str, count: int, rows: int, rows_key: str) -> None:
 
 def _estimator(config: RunConfig) -> None:
     algorithm = config.algorithm
-    if algorithm.name == "sft":
+    if not isinstance(algorithm, PpoConfig):
         return
     attempts, rows = algorithm.rollouts_per_task, algorithm.batch_trajectories
     if algorithm.estimator in ("grpo", "rloo") and attempts < 2:
@@ -163,7 +167,7 @@ def _prefixes(config: RunConfig) -> None:
 
 def _staleness(config: RunConfig) -> None:
     if (
-        config.algorithm.name != "sft"
+        isinstance(config.algorithm, PpoConfig)
         and config.rollout.partial
         and not config.algorithm.max_staleness
     ):
@@ -229,8 +233,10 @@ CHECKS: tuple[Callable[[RunConfig], None], ...] = (
     _passthrough,
     check_backend,
     check_model,
+    check_critic,
     check_layouts,
     check_lengths,
+    check_value,
     _sampling,
     _guard,
     _batches,

@@ -6,7 +6,7 @@ from typing import Any
 
 from rlframe.cluster.demand import CRITIC, ENGINE, EVAL_ENGINE, POLICY, TEACHER
 from rlframe.config.check_model import check_divides, model_shape
-from rlframe.config.schema import RunConfig
+from rlframe.config.schema import PpoConfig, RunConfig
 from rlframe.config.values import shown
 from rlframe.errors import UserError, nearest
 
@@ -40,7 +40,7 @@ def check_resources(config: RunConfig) -> None:
 
 def check_engines(config: RunConfig) -> None:
     """The engines' own layout divides the model, and they have a GPU a rank."""
-    if config.algorithm.name == "sft":
+    if not isinstance(config.algorithm, PpoConfig):
         return
     arguments = config.rollout.engine_args
     tensor, pipeline = arguments.get("tp_size", 1), arguments.get("pp_size", 1)

@@ -26,7 +26,7 @@ STAGES = (0, 1, 2, 3)
 def check_backend(config: RunConfig) -> None:
     """Raises UserError for a key that the chosen backend would not read."""
     roles: Mapping[str, RoleConfig] = {
-        "policy": config.trainer.policy,
+        **({"policy": config.trainer.policy} if config.algorithm.name != "value" else {}),
         **({"critic": config.trainer.critic} if config.algorithm.name != "sft" else {}),
     }
     if config.trainer.backend == "deepspeed" and config.trainer.share_prefixes:

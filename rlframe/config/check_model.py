@@ -7,7 +7,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from rlframe.config.schema import LayoutConfig, ModelConfig, RunConfig
+from rlframe.config.schema import (
+    LayoutConfig,
+    ModelConfig,
+    PpoConfig,
+    RunConfig,
+    ValueLossConfig,
+)
 from rlframe.errors import UserError
 from rlframe.model_shapes import dense, glm, glm_layout
 from rlframe.model_shapes.family import has_definition
@@ -28,7 +34,7 @@ INDEX = "model.safetensors.index.json"
 
 
 def check_model(config: RunConfig) -> None:
-    """`model.*` and the critic's own checkpoint."""
+    """`model.*`; the critic's own checkpoint is `check_critic`'s."""
     model = config.model
     if not model.path and not model.hf_config:
         raise UserError(
@@ -57,14 +63,22 @@ def check_model(config: RunConfig) -> None:
     _check_tokenizer(model)
     if config.trainer.policy.path:
         raise UserError("trainer.policy.path: the policy's checkpoint is model.path")
-    if config.trainer.critic.path and config.algorithm.name != "sft":
-        _check_critic(config.trainer.critic.path, shape)
 
 
 def model_shape(config: ModelConfig) -> dict[str, Any]:
     """The transformers configuration, of the checkpoint or as given; its sizes are positive integers."""
     where = "model.path" if config.path else "model.hf_config"
     described = read_shape(Path(config.path), "model.path") if config.path else config.hf_config
+    return _checked(described, where)
+
+
+def critic_shape(path: str) -> dict[str, Any]:
+    """As `model_shape`, of the critic's own checkpoint."""
+    key = "trainer.critic.path"
+    return _checked(read_shape(Path(path), key), key)
+
+
+def _checked(described: Mapping[str, Any], where: str) -> dict[str, Any]:
     known = has_definition(described) or "model_type" not in described
     for name in REQUIRED if known else REQUIRED[:1]:
         if name not in described:
@@ -95,15 +109,17 @@ def check_layouts(config: RunConfig) -> None:
         return
     shape = model_shape(config.model)
     _check_layout(config.trainer.policy.layout, "trainer.policy.layout", shape)
-    if config.algorithm.name != "sft":
+    if isinstance(config.algorithm, ValueLossConfig):
         critic = config.trainer.critic
         if critic.path:
-            shape = read_shape(Path(critic.path), "trainer.critic.path")
+            shape = critic_shape(critic.path)
         _check_layout(critic.layout, "trainer.critic.layout", shape)
 
 
 def check_lengths(config: RunConfig) -> None:
     """A trace fits into the model, into one micro-batch, and has room for a prompt."""
+    if config.algorithm.name == "value":
+        return  # makes no traces; those that are stored are looked at (`check_value`)
     rollout = config.rollout
     cap = config.trainer.max_tokens_per_micro_batch
     context = rollout.max_context_tokens
@@ -129,7 +145,7 @@ def check_context(config: RunConfig) -> None:
     for name in ("max_position_embeddings", "n_positions"):
         if context > shape.get(name, context):
             raise UserError(f"{given} is above the model's {name}={shape[name]}")
-    if config.algorithm.name == "sft":
+    if not isinstance(config.algorithm, PpoConfig):
         return
     new = rollout.sampling.max_new_tokens
     if new >= context:
@@ -197,17 +213,6 @@ def _check_tokenizer(model: ModelConfig) -> None:
         raise UserError(
             f"{key}: '{given}' has no tokenizer.json. Give model.tokenizer the directory of a Hugging "
             "Face tokenizer, or `build` to train a small one on the environment's texts"
-        )
-
-
-def _check_critic(path: str, policy: Mapping[str, Any]) -> None:
-    key = "trainer.critic.path"
-    shape = read_shape(Path(path), key)
-    check_weights(Path(path), key)
-    own, other = shape.get("vocab_size"), policy.get("vocab_size")
-    if other is not None and own != other:
-        raise UserError(
-            f"{key}: its vocab_size={own} is not the policy's {other}: both read the same tokens"
         )
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any, get_origin, get_type_hints
 
-from rlframe.config.schema import OpdConfig, PpoConfig, RunConfig, SftConfig
+from rlframe.config.schema import OpdConfig, PpoConfig, RunConfig, SftConfig, ValueConfig
 from rlframe.errors import UserError
 
 GROUPS = (
@@ -29,6 +29,7 @@ ALGORITHMS: dict[str, type] = {
     "ppo": PpoConfig,
     "opd": OpdConfig,
     "sft": SftConfig,
+    "value": ValueConfig,
 }
 TYPE_WORDS = {
     "int": "an integer",
@@ -36,6 +37,7 @@ TYPE_WORDS = {
     "bool": "true or false",
     "str": "text",
     "dict": "a dictionary",
+    "list": "a list, such as [a,b]",
 }
 
 
@@ -96,10 +98,13 @@ def _key(name: str, item: dataclasses.Field[Any], hint: Any, *, section: bool) -
         assert item.default_factory is not dataclasses.MISSING
         default = item.default_factory()
     doc = (hint.__doc__ or "").strip().splitlines()[0] if section and hint is not Any else ""
-    free_form = get_origin(hint) is dict
+    origin = get_origin(hint)
+    free_form = origin is dict
     return Key(
         name=name,
-        type_name="dict" if free_form else getattr(hint, "__name__", str(hint)),
+        type_name=origin.__name__
+        if origin in (dict, list)
+        else getattr(hint, "__name__", str(hint)),
         default=default,
         help=metadata.get("help", doc),
         unit=metadata.get("unit", ""),

@@ -52,7 +52,7 @@ def _meanings(key: keys.Key) -> Iterator[str]:
         yield f"in {key.unit}"
     owners = keys.algorithms_with(key.name) if key.name.startswith("algorithm.") else []
     if owners and len(owners) < len(keys.ALGORITHMS):
-        yield f"only `algorithm={owners[0]}`"
+        yield "only " + ", ".join(f"`algorithm={owner}`" for owner in owners)
 
 
 def _allowed(key: keys.Key) -> str:

@@ -93,6 +93,10 @@ def _key_of(config: Any, item: dataclasses.Field[Any], name: str) -> keys.Key:
 def _convert(key: keys.Key, value: Any) -> Any:
     if value is None or (isinstance(value, bool) and key.type_name != "bool"):
         raise ValueError
+    if key.type_name == "list":
+        if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
+            raise ValueError
+        return value
     node = _NODES[key.type_name](value=value, is_optional=False)
     return node._value()
 

@@ -14,7 +14,15 @@ from rlframe.bad_steps import BadSteps
 from rlframe.cluster.demand import CRITIC, ENGINE, EVAL_ENGINE, POLICY, has_critic
 from rlframe.cluster.preflight import SHARED_MEMORY
 from rlframe.cluster.shared_directory import check_shared
-from rlframe.config.schema import OpdConfig, PpoConfig, RunConfig, SubAgentsConfig
+from rlframe.config.check_model import read_shape as read_config
+from rlframe.config.schema import (
+    OpdConfig,
+    PpoConfig,
+    RunConfig,
+    SubAgentsConfig,
+    ValueConfig,
+    ValueLossConfig,
+)
 from rlframe.errors import UserError
 from rlframe.interfaces import RoleTrainer
 from rlframe.launch.black_box import black_box_spec
@@ -22,6 +30,7 @@ from rlframe.launch.guard import guard_maker
 from rlframe.launch.job import Job
 from rlframe.learner import Learner
 from rlframe.model_costs.row_costs import row_costs
+from rlframe.model_shapes.value_head import value_bins, with_value_head
 from rlframe.opd import Teaching
 from rlframe.teachers.manifest import read_manifest
 from rlframe.types import WeightManifest
@@ -37,6 +46,7 @@ from trainer.objective import (
     DistillationObjective,
     PolicyObjective,
     SftObjective,
+    ValueBins,
     ValueObjective,
 )
 from trainer.ranks.role import RankedRole
@@ -73,20 +83,34 @@ def roles_of(job: Job, algorithm: PpoConfig) -> tuple[RankedRole, RankedRole | N
     return policy, critic_of(job, algorithm) if has_critic(algorithm) else None
 
 
-def critic_of(job: Job, algorithm: PpoConfig) -> RankedRole:
+def critic_of(job: Job, algorithm: PpoConfig | ValueConfig) -> RankedRole:
     """Starts from its own checkpoint, or from the policy's."""
-    config = job.config
+    config, bins = job.config, value_bins(algorithm)
     return RankedRole(
         "critic",
         config=config.trainer.critic,
         trainer=config.trainer,
-        model=_source(
-            job, config.trainer.critic.path or job.model.weights, seed=config.model.init_seed
+        model=critic_source(job, algorithm),
+        objective=ValueObjective(
+            # Offline there is no V from before the step that it could be clipped to.
+            value_clip=algorithm.value_clip if isinstance(algorithm, PpoConfig) else 0.0,
+            bins=ValueBins(**bins) if bins else None,
         ),
-        objective=ValueObjective(value_clip=algorithm.value_clip),
         total_steps=config.steps,
         device=job.device,
         scheduling=job.options[CRITIC],
+    )
+
+
+def critic_source(job: Job, algorithm: ValueLossConfig) -> ModelSource:
+    """Its own checkpoint, of whatever size and family that is, or the policy's."""
+    own = job.config.trainer.critic.path
+    hf_config = read_config(Path(own), "trainer.critic.path") if own else job.model.hf_config
+    return ModelSource(
+        hf_config=with_value_head(hf_config, algorithm),
+        path=own or job.model.weights,
+        dtype=job.config.model.dtype,
+        seed=job.config.model.init_seed,
     )
 
 
@@ -98,13 +122,15 @@ def learner_of(
     bad_steps: BadSteps,
     teaching: Teaching | None = None,
 ) -> Learner:
-    config = job.config
+    config, longest = job.config, job.config.rollout.max_context_tokens
+    critic_config = critic_source(job, algorithm).hf_config
     return Learner(
         algorithm=algorithm,
         policy=policy,
         critic=critic,
         max_tokens_per_micro_batch=config.trainer.max_tokens_per_micro_batch,
-        row_costs=row_costs(job.model.hf_config, longest=config.rollout.max_context_tokens),
+        row_costs=row_costs(job.model.hf_config, longest=longest),
+        critic_row_costs=row_costs(critic_config, longest=longest),
         bad_steps=bad_steps,
         seed=config.seed,
         teaching=teaching,

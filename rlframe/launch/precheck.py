@@ -6,7 +6,7 @@ A real run refuses the same, where it makes them. Nothing is claimed or written 
 from __future__ import annotations
 
 from rlframe.config.check_model import model_shape
-from rlframe.config.schema import RunConfig
+from rlframe.config.schema import PpoConfig, RunConfig
 from rlframe.model_shapes.dense import DenseShape
 from rlframe.model_shapes.family import read_shape
 
@@ -33,4 +33,4 @@ def precheck(config: RunConfig) -> None:
 
 def attempts_by(config: RunConfig) -> str:
     """`rollout.mode` of a run that makes attempts; empty for one that makes none (SFT)."""
-    return config.rollout.mode if config.algorithm.name != "sft" else ""
+    return config.rollout.mode if isinstance(config.algorithm, PpoConfig) else ""

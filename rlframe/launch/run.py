@@ -12,9 +12,10 @@ from types import FrameType
 from rlframe.cluster import preflight
 from rlframe.config.schema import RunConfig
 from rlframe.errors import RunError
-from rlframe.launch import distill, ppo, sft
+from rlframe.launch import distill, ppo, sft, value
 from rlframe.launch.job import Job, settle
 
+RUNS = {"ppo": ppo.run, "opd": distill.run, "sft": sft.run, "value": value.run}
 TERMINATED = 143
 INTERRUPTED = 130
 
@@ -25,10 +26,7 @@ class Terminated(BaseException):
 
 def run(config: RunConfig) -> int:
     """Runs to the end; returns the exit code. UserError and RunError are the caller's to show."""
-    algorithms = {"sft": sft.run, "opd": distill.run}
-    return run_settled(
-        config, partial(settle, config), algorithms.get(config.algorithm.name, ppo.run)
-    )
+    return run_settled(config, partial(settle, config), RUNS[config.algorithm.name])
 
 
 def run_settled(

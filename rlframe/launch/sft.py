@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack, closing
-from dataclasses import dataclass
 
 import numpy as np
 
 from rlframe import batch
-from rlframe.checkpoints import Checkpoints
-from rlframe.config.schema import RunConfig, SftConfig
+from rlframe.config.schema import SftConfig
 from rlframe.errors import UserError
-from rlframe.interfaces import RoleTrainer
 from rlframe.launch.job import Job
 from rlframe.launch.parts import policy_of
 from rlframe.launch.report import report
+from rlframe.launch.saver import RoleSaver
 from rlframe.sft import SftLoop
 from rlframe.types import NO_VERSION, Demonstration, Trace, TrainRow
 from rollout.renderer import Renderer
@@ -23,24 +21,6 @@ from trainer.objective import SftObjective
 
 HELD_OUT_SHARE = 16
 """One of so many demonstrations is held out, to see overfitting."""
-
-
-@dataclass(frozen=True, slots=True)
-class _Saver:
-    """Implements `rlframe.loop.Watcher`."""
-
-    config: RunConfig
-    checkpoints: Checkpoints
-    policy: RoleTrainer
-
-    def after_step(self, step: int, metrics: Mapping[str, float]) -> None:
-        every = self.config.trainer.checkpoint_every
-        if every and step % every == 0:
-            self.save(step)
-
-    def save(self, step: int) -> None:
-        """Nothing to do where this step is saved already."""
-        self.checkpoints.save(step, {"policy": lambda d: self.policy.save(d, step).result()})
 
 
 def run(job: Job) -> int:
@@ -59,7 +39,8 @@ def run(job: Job) -> int:
         policy.wait_started(job.view.say)
         if checkpoint is not None:
             policy.load(checkpoint.role("policy")).result()
-        saver = _Saver(job.config, job.checkpoints, policy)
+        every = job.config.trainer.checkpoint_every
+        saver = RoleSaver("policy", policy, job.checkpoints, every)
         done = SftLoop(
             policy=policy,
             rows=rows,

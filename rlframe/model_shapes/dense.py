@@ -9,6 +9,7 @@ from typing import Any
 from rlframe.config.schema import LayoutConfig
 from rlframe.errors import UserError, nearest
 from rlframe.model_shapes.fields import positive_integer, rope_theta, rope_type
+from rlframe.model_shapes.value_head import value_outputs
 
 SUPPORTED = ("qwen3",)
 
@@ -33,6 +34,7 @@ class DenseShape:
     tied_embeddings: bool
     max_positions: int
     init_std: float
+    value_outputs: int = 1  # of a critic's head
 
     @classmethod
     def from_hf(cls, hf_config: Mapping[str, Any]) -> DenseShape:
@@ -53,6 +55,7 @@ class DenseShape:
             tied_embeddings=bool(hf_config.get("tie_word_embeddings", False)),
             max_positions=positive_integer(hf_config, "max_position_embeddings", 32768),
             init_std=float(hf_config.get("initializer_range", 0.02)),
+            value_outputs=value_outputs(hf_config),
         )
 
     def check_layout(self, layout: LayoutConfig, role: str) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 from rlframe.errors import UserError
 from rlframe.model_shapes.fields import count, positive_integer, rope_theta, rope_type
 from rlframe.model_shapes.index_schedule import indexer_types, source_layers
+from rlframe.model_shapes.value_head import value_outputs
 
 MODEL_TYPE = "glm_moe_dsa"
 
@@ -44,6 +45,7 @@ class GlmShape:
     max_positions: int  # 1,048,576
     tied_embeddings: bool
     init_std: float
+    value_outputs: int = 1  # of a critic's head
 
     @classmethod
     def from_hf(cls, hf_config: Mapping[str, Any]) -> GlmShape:
@@ -79,6 +81,7 @@ class GlmShape:
             max_positions=positive_integer(hf_config, "max_position_embeddings", 202752),
             tied_embeddings=bool(hf_config.get("tie_word_embeddings", False)),
             init_std=float(hf_config.get("initializer_range", 0.02)),
+            value_outputs=value_outputs(hf_config),
         )
 
     @property

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from rlframe.batch import bare_rows
-from rlframe.diagnosis import effective_batch, of_positions, staleness_shares
+from rlframe.diagnosis import effective_batch, of_positions, of_values, staleness_shares
 from rlframe.types import Status, Trace, Trajectory
 
 
@@ -47,3 +47,20 @@ def test_effective_batch_counts_equally_loud_actions():
 def test_lags_are_shares_of_the_actions():
     t = trajectory(trace([0, 1, 1, 1, 1], versions=[-1, 3, 4, 4, 4]))
     assert staleness_shares([t], version=4) == {"staleness/lag_0": 0.75, "staleness/lag_1": 0.25}
+
+
+def test_explained_variance_by_place_is_that_places_own():
+    """The first sub-trace is predicted exactly, the second not at all; the third's returns do not vary."""
+    t = trajectory(trace([0, 1, 1]), trace([0, 1, 1]), trace([0, 1, 1]))
+    rows = [
+        replace(row, returns=np.array(returns, np.float32))
+        for row, returns in zip(bare_rows(t.traces), ([0, 1, 3], [0, 1, 3], [0, 2, 2]), strict=True)
+    ]
+    values = [np.array(v, np.float32) for v in ([9, 1, 3], [9, 2, 2], [9, 2, 2])]
+    found = of_values([t], rows, values)
+    assert found["explained_variance_trace_0"] == 1.0
+    assert found["explained_variance_trace_1"] == 0.0
+    assert "explained_variance_trace_2" not in found
+    assert [found[f"bias_{k}"] for k in ("trace_0", "trace_1", "trace_2")] == [0.0, 0.0, 0.0]
+    assert found["explained_variance_early"] == 1.0
+    assert found["explained_variance_middle"] == 0.0

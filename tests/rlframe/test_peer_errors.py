@@ -1,15 +1,19 @@
 """What open frameworks get wrong with tools, compaction and sub-agents; one test each, by name."""
 
+from contextlib import closing
+
 import numpy as np
 import pytest
 
 from rlframe.batch import mini_batches
 from rlframe.checkpoints import Checkpoints
 from rlframe.credit import CreditRules, assign_credit
+from rlframe.errors import RunError
 from rlframe.group_credit import assign_group_credit
 from rlframe.loss_weights import WeightRules, kept_actions, weights
 from rlframe.packing import plan
 from rlframe.reference_kl import kl_rewards
+from rlframe.store import TrajectoryStore
 from rlframe.types import Link, LinkKind, Reward, Status, Trace, Trajectory
 
 RULES = CreditRules(
@@ -145,9 +149,17 @@ def test_filters_take_rollouts_of_several_traces():
 
 
 @pytest.mark.parametrize("status", [Status.INFRA_ERROR, Status.FAILED, Status.ABORTED])
-def test_an_infrastructure_failure_is_never_a_reward_of_zero(status):
-    """It is no outcome: not trainable, so neither its actions nor its 0 reach a batch or a baseline."""
+def test_an_infrastructure_failure_is_never_a_reward_of_zero(status, tmp_path):
+    """It is no outcome: neither its actions nor its 0 reach a batch or, through one, a baseline."""
     assert not status.is_trainable
+    good = trajectory([[0, 1]], [Reward(1.0)], task="good")
+    lost = trajectory([[0, 1]], [], task="lost", status=status)
+    with closing(TrajectoryStore(tmp_path / "trajectories.sqlite")) as store:
+        store.put([good, lost])
+        assert [t.id for t in store.pending()] == ["good"]
+        with pytest.raises(RunError, match="lost"):
+            store.record_batch(0, ["good", "lost"])
+        assert store.batch(0) is None
 
 
 def test_no_micro_batch_is_over_the_cap():

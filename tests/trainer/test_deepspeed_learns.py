@@ -19,8 +19,9 @@ from tests.trainer.deepspeed_ranks import (
 from tests.trainer.spawn import run_ranks
 from tests.trainer.train_rows import rank_spec, train_rows
 
-SOME = [("policy", 0), ("policy", 1), ("critic", 2), ("policy", 3), ("sft", 3)]
-ALL = [(kind, stage) for kind in ("policy", "critic", "sft") for stage in (0, 1, 2, 3)]
+KINDS = ("policy", "critic", "critic_bins", "sft")
+SOME = [("policy", 0), ("policy", 1), ("critic", 2), ("critic_bins", 3), ("policy", 3), ("sft", 3)]
+ALL = [(kind, stage) for kind in KINDS for stage in (0, 1, 2, 3)]
 STEPS = 2
 
 
@@ -31,7 +32,7 @@ def megatron(rank: int, world_size: int, init_method: str, path: str) -> dict[st
 
     training_ranks.join_ranks(rank, world_size, init_method, LayoutConfig())
     learned = {}
-    for kind in ("policy", "critic", "sft"):
+    for kind in KINDS:
         training = Training(rank_spec(kind, path=path), "cpu")
         measured = [
             training_ranks.update(training, train_rows(seed=s), PLANS[1][0], step=s)

@@ -17,8 +17,9 @@ from trainer.losses.kl import kl_estimate
 from trainer.losses.logprobs import token_logprobs
 from trainer.losses.policy import PolicyInputs, policy_loss
 from trainer.losses.sft import sft_loss
-from trainer.losses.value import ValueBins, distributional_value_loss, value_loss
-from trainer.objective import PolicyObjective
+from trainer.losses.value import distributional_value_loss, value_loss
+from trainer.losses.value_bins import centres, expected_value, target
+from trainer.objective import PolicyObjective, ValueBins
 
 PLAIN = PolicyObjective(
     clip_low=0.2, clip_high=0.28, dual_clip=3.0, importance_cap=2.0, entropy_coef=0.0
@@ -195,40 +196,63 @@ bins_strategy = st.builds(
 
 
 @given(bins_strategy, st.integers(0, 99))
-def test_a_returns_bins_are_a_distribution_around_it(bins, seed):
+def test_a_returns_target_is_a_distribution_around_it(bins, seed):
     g = torch.Generator().manual_seed(seed)
-    returns = 4 * torch.rand(20, generator=g, dtype=torch.float64) - 2
-    target = bins.target(returns)
-    torch.testing.assert_close(target.sum(1), torch.ones(20, dtype=torch.float64))
-    assert (target >= 0).all()
-    mean = target @ bins.centres(returns)
-    half = 0.5 * bins.width
-    inside = returns.clamp(bins.lowest + half, bins.highest - half)
-    if not bins.sigma:
-        torch.testing.assert_close(mean, inside)
-        assert ((target > 0).sum(1) <= 2).all()
-    for r, row in zip(returns.tolist(), target.tolist(), strict=True):
+    returns = torch.cat(
+        [4 * torch.rand(20, generator=g, dtype=torch.float64) - 2,
+         torch.tensor([bins.lowest, bins.highest], dtype=torch.float64)]
+    )  # fmt: skip
+    found = target(bins, returns)
+    torch.testing.assert_close(found.sum(1), torch.ones(22, dtype=torch.float64))
+    assert (found >= 0).all()
+    inside = returns.clamp(bins.lowest, bins.highest)
+    if not bins.sigma:  # two-hot says the return exactly, at the ends too
+        torch.testing.assert_close(found @ centres(bins, returns), inside)
+        assert ((found > 0).sum(1) <= 2).all()
+    for r, row in zip(inside.tolist(), found.tolist(), strict=True):
         if bins.sigma:  # the reference: the normal's cumulative distribution, edge by edge
-            r, scale = min(max(r, bins.lowest), bins.highest), bins.sigma * bins.width
+            scale = bins.sigma * bins.width
             edges = [bins.lowest + bins.width * k for k in range(bins.count + 1)]
             cdf = [0.5 * math.erfc((r - e) / (scale * math.sqrt(2))) for e in edges]
             mass = [(h - l) / (cdf[-1] - cdf[0]) for l, h in itertools.pairwise(cdf)]  # noqa: E741
             assert row == pytest.approx(mass, abs=1e-9)
 
 
+def test_an_hl_gauss_targets_mean_is_the_return_away_from_the_ends():
+    """To within a hundredth of a bin: a value can be read back from what was taught."""
+    bins = ValueBins(101, -0.5, 1.5, 0.75)
+    returns = torch.linspace(-0.4, 1.4, 200, dtype=torch.float64)
+    mean = target(bins, returns) @ centres(bins, returns)
+    torch.testing.assert_close(mean, returns, atol=0.01 * bins.width, rtol=0)
+
+
 @given(bins_strategy, st.integers(0, 99))
 def test_distributional_value_loss_is_the_cross_entropy(bins, seed):
     b = random_batch(9, seed)
     g = torch.Generator().manual_seed(seed)
-    logits = torch.randn(9, bins.count, generator=g, dtype=torch.float64)
-    returns, mask = b["advantages"], b["mask"]
-    loss, _ = distributional_value_loss(logits, returns, mask, bins=bins, denominator=3.0)
-    target = bins.target(returns)
-    total = -sum(
-        target[t, k].item() * math.log(torch.softmax(logits[t], 0)[k].item())
-        for t in range(9) if mask[t] for k in range(bins.count)
-    )  # fmt: skip
+    logits = torch.randn(9, bins.count, generator=g, dtype=torch.float64, requires_grad=True)
+    returns, mask = 2 * b["advantages"], b["mask"]
+    loss, stats = distributional_value_loss(logits, returns, mask, bins=bins, denominator=3.0)
+    loss.backward()
+    wanted = target(bins, returns)
+    probabilities = torch.softmax(logits.detach(), 1)
+    middle = [bins.first + k * bins.width for k in range(bins.count)]
+    total = beyond = error = 0.0
+    gradient = torch.zeros_like(logits)
+    for t in range(9):
+        value = sum(p * m for p, m in zip(probabilities[t].tolist(), middle, strict=True))
+        assert expected_value(bins, logits)[t].item() == pytest.approx(value, abs=1e-9)
+        if mask[t]:
+            r = returns[t].item()
+            for k in range(bins.count):
+                total -= wanted[t, k].item() * math.log(probabilities[t, k].item())
+                gradient[t, k] = (probabilities[t, k] - wanted[t, k]) / 3.0
+            beyond += r < bins.lowest or r > bins.highest
+            error += abs(value - r)
     assert loss.item() == pytest.approx(total / 3.0, abs=1e-9)
+    torch.testing.assert_close(logits.grad, gradient)
+    assert stats["beyond_range"].item() == beyond
+    assert stats["error"].item() == pytest.approx(error, abs=1e-9)
 
 
 @settings(deadline=None, max_examples=50)

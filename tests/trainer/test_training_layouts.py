@@ -74,8 +74,9 @@ def learn(
         spec = rank_spec(kind, rank=rank, layout=layout, ddp=ddp, hf_config=hf_config)
         training = Training(spec, "cpu")
         rows = train_rows()
-        column = training.values if kind == "critic" else training.logprobs
-        shard = own_shard(training, rows, plan, () if kind == "critic" else ("loss_mask",))
+        is_critic = kind.startswith("critic")
+        column = training.values if is_critic else training.logprobs
+        shard = own_shard(training, rows, plan, () if is_critic else ("loss_mask",))
         forward = column(shard)
         steps = [update(training, rows, plan, step=step) for step in range(2)]
         weights = parameters(training)

@@ -8,10 +8,19 @@ from typing import Any
 import numpy as np
 
 from rlframe.config.schema import CriticRoleConfig, LayoutConfig, PolicyRoleConfig
+from rlframe.model_shapes.value_head import VALUE_BINS
 from rlframe.types import BatchPlan, TrainRow
 from tests.trainer.tiny import LENGTHS, TINY
-from trainer.objective import Objective, PolicyObjective, SftObjective, ValueObjective
+from trainer.objective import (
+    Objective,
+    PolicyObjective,
+    SftObjective,
+    ValueBins,
+    ValueObjective,
+)
 from trainer.ranks.spec import ModelSource, RankSpec, Role
+
+BINS = {"count": 21, "lowest": -2.0, "highest": 3.0, "sigma": 0.75}
 
 OBJECTIVES: dict[str, Objective] = {
     "policy": PolicyObjective(
@@ -23,6 +32,7 @@ OBJECTIVES: dict[str, Objective] = {
         temperature=0.8,
     ),
     "critic": ValueObjective(value_clip=0.2),
+    "critic_bins": ValueObjective(value_clip=0.0, bins=ValueBins(**BINS)),
     "sft": SftObjective(),
 }
 
@@ -66,12 +76,14 @@ def rank_spec(
     **config: Any,
 ) -> RankSpec:
     """A rank of a tiny model. `kind` is a key of OBJECTIVES; `config` are fields of its RoleConfig."""
-    role: Role = "critic" if kind == "critic" else "policy"
+    role: Role = "critic" if kind.startswith("critic") else "policy"
+    if kind == "critic_bins":
+        hf_config = {**hf_config, VALUE_BINS: BINS}
     settings = {"lr": 1e-2, "optimizer": {"adam_eps": 1e-3}, **config}
     return RankSpec(
         role=role,
         rank=rank,
-        config=(CriticRoleConfig if kind == "critic" else PolicyRoleConfig)(
+        config=(CriticRoleConfig if role == "critic" else PolicyRoleConfig)(
             layout=layout or LayoutConfig(), **settings
         ),
         model=ModelSource(hf_config=hf_config, path=path, dtype="float32", seed=3),

@@ -15,18 +15,28 @@ from transformers.models.auto.modeling_auto import (
     MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES,
 )
 
+from rlframe.model_shapes.value_head import VALUE_BINS, value_labels
 from trainer.deepspeed.engine import whole
 from trainer.deepspeed.model import VALUE_HEAD, Critic, Policy
 from trainer.ranks.spec import ModelSource
 from trainer.weights import Exported, tensor_layout
 
-DROPPED = ("torch_dtype", "dtype", "num_labels", "quantization_config", "architectures")
+DROPPED = (
+    "torch_dtype",
+    "dtype",
+    "num_labels",
+    "label2id",
+    "id2label",
+    "quantization_config",
+    "architectures",
+    VALUE_BINS,
+)
 
 
 def exported(model: Policy | Critic) -> Exported:
     """Before DeepSpeed shards the model: its tensors' shapes are read here.
 
-    A critic is written as a sequence classifier with one label, its value head as `score.weight`.
+    A critic is written as a sequence classifier with one label (or one a bin), its value head as `score.weight`.
     """
     layout = [
         tensor_layout(name, tensor.dtype, tensor.shape)
@@ -47,7 +57,10 @@ def described(model: Policy | Critic, source: ModelSource) -> dict[str, Any]:
     if isinstance(model, Policy):
         return config | {"architectures": [type(model.model).__name__]}
     kind = MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES.get(config["model_type"])
-    return config | {"id2label": {"0": "value"}} | ({"architectures": [kind]} if kind else {})
+    bins = source.hf_config.get(VALUE_BINS)
+    config |= {"id2label": value_labels(model.score.out_features)}
+    config |= {} if bins is None else {VALUE_BINS: bins}
+    return config | ({"architectures": [kind]} if kind else {})
 
 
 def _tensors(model: Policy | Critic) -> Iterator[tuple[str, Tensor]]:

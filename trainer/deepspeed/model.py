@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, PreTrainedConfig
 
 from rlframe.errors import UserError
+from rlframe.model_shapes.value_head import value_outputs
 from trainer.models.hf_files import HfCheckpoint
 from trainer.random_weights import VALUE_HEAD_SCALE, seeded_normal
 from trainer.ranks.spec import RankSpec
@@ -48,17 +49,18 @@ class Policy(nn.Module):
 
 
 class Critic(nn.Module):
-    """`forward` gives float32 values [P] at P of the [n, L] positions."""
+    """`forward` gives float32 values [P] at P of the [n, L] positions, or logits [P, K] over bins of values."""
 
-    def __init__(self, model: nn.Module, hidden_size: int) -> None:
+    def __init__(self, model: nn.Module, hidden_size: int, outputs: int) -> None:
         super().__init__()
         self.model = model
-        self.score = nn.Linear(hidden_size, 1, bias=False)
+        self.score = nn.Linear(hidden_size, outputs, bias=False)
 
     def forward(self, input_ids: Tensor, position_ids: Tensor | None, positions: Tensor) -> Tensor:
         hidden = self.model(**inputs(input_ids, position_ids)).last_hidden_state
         asked = hidden.reshape(-1, hidden.shape[-1])[positions]
-        return self.score(asked).squeeze(-1).float()  # type: ignore[no-any-return]
+        given: Tensor = self.score(asked).float()
+        return given.squeeze(-1) if self.score.out_features == 1 else given
 
 
 def inputs(input_ids: Tensor, position_ids: Tensor | None) -> dict[str, Any]:
@@ -90,7 +92,8 @@ def build(spec: RankSpec) -> Policy | Critic:
         enable({"use_reentrant": False})
     if role == "policy":
         return Policy(inner)
-    critic = Critic(inner, config.get_text_config().hidden_size)
+    outputs = value_outputs(source.hf_config)
+    critic = Critic(inner, config.get_text_config().hidden_size, outputs)
     _fill_value_head(critic, source.path, source.seed)
     return critic.to(dtype)
 
@@ -172,6 +175,8 @@ def _fill_value_head(critic: Critic, path: str, seed: int) -> None:
     weight = critic.score.weight
     checkpoint = HfCheckpoint(path) if path else None
     if checkpoint is not None and VALUE_HEAD in checkpoint.shapes:
+        checked = {VALUE_HEAD: tuple(weight.shape)}
+        checkpoint.check(checked, unused=frozenset(checkpoint.shapes))
         weight.copy_(checkpoint.read(VALUE_HEAD))
         return
     std = VALUE_HEAD_SCALE * weight.shape[1] ** -0.5

@@ -9,6 +9,7 @@ import torch
 
 from rlframe.model_shapes.family import ModelShape
 from rlframe.model_shapes.glm import GlmShape
+from rlframe.model_shapes.value_head import VALUE_BINS, value_labels
 
 ARCHITECTURES = {
     ("qwen3", "policy"): "Qwen3ForCausalLM",
@@ -25,7 +26,8 @@ def hf_description(
 
     An MTP layer that is not in `shape` is not in the checkpoint, and its config says so.
     """
-    dropped = ("torch_dtype", "num_labels", "quantization_config")
+    dropped = ["torch_dtype", "num_labels", "quantization_config", "id2label", "label2id"]
+    dropped += [] if role == "critic" else [VALUE_BINS]
     kept = {k: v for k, v in hf_config.items() if k not in dropped}
     kept |= {
         "architectures": [ARCHITECTURES[hf_config["model_type"], role]],
@@ -35,5 +37,5 @@ def hf_description(
         layers = shape.mtp_layers if isinstance(shape, GlmShape) else 0
         kept["num_nextn_predict_layers"] = layers if role == "policy" else 0
     if role == "critic":
-        kept["id2label"] = {"0": "value"}
+        kept["id2label"] = value_labels(shape.value_outputs)
     return kept

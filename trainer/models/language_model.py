@@ -31,8 +31,8 @@ class LanguageModel(GPTModel):  # type: ignore[misc]
     """One pipeline chunk of a model that reads packed sequences, and may end in a value head.
 
     `forward` takes a `PackedBatch` as `packed_seq_params` (see `trainer.models.packed.forward`). The last
-    chunk gives logits [positions, vocabulary columns of this rank] or float32 values [positions]; the
-    others hidden states [tokens, 1, hidden] for the next one.
+    chunk gives logits [positions, vocabulary columns of this rank] or float32 values [positions] (of a
+    distributional critic logits [positions, bins]); the others hidden states [tokens, 1, hidden] for the next one.
     """
 
     def __init__(
@@ -65,7 +65,7 @@ class LanguageModel(GPTModel):  # type: ignore[misc]
         self.chunks = tuple(chunks)
         self.chunk = self_chunk
         if self_chunk.is_last and role == "critic":
-            self.output_layer = ValueHead(config)
+            self.output_layer = ValueHead(config, outputs=shape.value_outputs)
         elif self_chunk.is_last:
             # The gather over tokens is done before positions are selected, not in the linear layer.
             head: Any = self.output_layer
@@ -129,16 +129,18 @@ class LanguageModel(GPTModel):  # type: ignore[misc]
 
 
 class ValueHead(torch.nn.Module):
-    """hidden -> one float32 value; the same on every tensor-parallel rank."""
+    """hidden -> one float32 value, or logits over bins of values; the same on every tensor-parallel rank."""
 
-    def __init__(self, config: TransformerConfig) -> None:
+    def __init__(self, config: TransformerConfig, *, outputs: int) -> None:
         super().__init__()
         self.weight = torch.nn.Parameter(
-            torch.empty(1, config.hidden_size, dtype=config.params_dtype)
+            torch.empty(outputs, config.hidden_size, dtype=config.params_dtype)
         )
 
-    def forward(self, hidden_states: Tensor) -> Tensor:  # [positions, 1, hidden] -> [positions]
-        return (hidden_states.squeeze(1).float() @ self.weight.float().t()).squeeze(1)
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        """[positions, 1, hidden] -> [positions], or [positions, outputs] of several."""
+        outputs = hidden_states.squeeze(1).float() @ self.weight.float().t()
+        return outputs.squeeze(1) if len(self.weight) == 1 else outputs
 
 
 def model_chunks(model: torch.nn.Module) -> list[LanguageModel]:

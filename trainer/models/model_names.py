@@ -54,7 +54,8 @@ def _last_entries(shape: ModelShape, *, role: str, alone: bool) -> list[Entry]:
     name, head = "decoder.final_layernorm.weight", "output_layer.weight"
     entries = [Entry(name, ("model.norm.weight",), ((hidden,),), Cut.WHOLE)]
     if role == "critic":
-        entries.append(Entry(head, (VALUE_HEAD,), ((1, hidden),), Cut.WHOLE))
+        size = (shape.value_outputs, hidden)
+        entries.append(Entry(head, (VALUE_HEAD,), (size,), Cut.WHOLE))
     elif not shape.tied_embeddings:
         entries.append(Entry(head, (LM_HEAD,), (vocabulary,), Cut.VOCABULARY))
     elif not alone:

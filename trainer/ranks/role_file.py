@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from rlframe.errors import UserError
+from rlframe.model_shapes.value_head import VALUE_BINS, same_outputs
 
 ROLE_FILE = "role.json"
 
@@ -32,8 +33,8 @@ def write_role_file(directory: Path, about: RoleFile) -> None:
 
 
 def read_role_file(directory: str, expected: RoleFile) -> RoleFile:
-    """Raises UserError if `directory` holds no complete checkpoint of one role, or one of another role or
-    of another backend than `expected`."""
+    """Raises UserError if `directory` holds no complete checkpoint of one role, or one of another role, of
+    another backend or with another value head than `expected`."""
     path = Path(directory) / ROLE_FILE
     try:
         about = RoleFile(**json.loads(path.read_text()))
@@ -54,6 +55,10 @@ def read_role_file(directory: str, expected: RoleFile) -> RoleFile:
             f"trainer={expected.backend}: go on with trainer={about.backend}, or start a new run from the "
             "exported model (model.path=RUN/hf)."
         )
+    # Megatron would take a part of a larger head without a word.
+    heads = about.model.get(VALUE_BINS), expected.model.get(VALUE_BINS)
+    if about.role == "critic" and not same_outputs(*heads):
+        raise unreadable(directory, about, expected, "its value head is another one")
     return about
 
 

@@ -4,7 +4,13 @@ YAML in `configs/` only holds values that differ from these defaults. A componen
 never the whole.
 """
 
-from rlframe.config.schema.algorithm import OpdConfig, PpoConfig, SftConfig
+from rlframe.config.schema.algorithm import (
+    OpdConfig,
+    PpoConfig,
+    SftConfig,
+    ValueConfig,
+    ValueLossConfig,
+)
 from rlframe.config.schema.evaluation import EvalConfig
 from rlframe.config.schema.guard import GuardConfig, JudgeConfig
 from rlframe.config.schema.model import ModelConfig
@@ -54,4 +60,6 @@ __all__ = [
     "SyncConfig",
     "TeachersConfig",
     "TrainerConfig",
+    "ValueConfig",
+    "ValueLossConfig",
 ]

@@ -11,7 +11,27 @@ Dict = dict[str, Any]
 
 
 @dataclass
-class PpoConfig:
+class ValueLossConfig:
+    """How a critic says what a state is worth, for every algorithm that trains one."""
+
+    value_loss: str = knob(
+        "mse",
+        help="of the critic: squared error, or cross entropy over bins of values (a Gaussian around the "
+        "return, or its two nearest points); the value is then their expectation",
+        allowed=("mse", "hl_gauss", "two_hot"),
+    )
+    value_bins: int = knob(101, help="outputs of a critic with bins", minimum=2)
+    value_low: float = knob(
+        -0.5, help="lowest value of the bins; leave a few beyond the returns (critic/beyond_range)"
+    )
+    value_high: float = knob(1.5, help="highest value of the bins")
+    value_sigma: float = knob(
+        0.75, help="deviation of an hl_gauss target, in widths of a bin", minimum=0.01
+    )
+
+
+@dataclass
+class PpoConfig(ValueLossConfig):
     """Critic-based PPO with a token-level loss."""
 
     name: str = knob("ppo", help="which algorithm", allowed=("ppo",))
@@ -80,7 +100,9 @@ class PpoConfig:
     dual_clip: float = knob(
         3.0, help="bound of the ratio for negative advantages; 0: off", minimum=0.0
     )
-    value_clip: float = knob(0.2, help="clip of the value's move; 0: off", minimum=0.0)
+    value_clip: float = knob(
+        0.2, help="clip of the value's move, with value_loss=mse; 0: off", minimum=0.0
+    )
     entropy_coef: float = knob(0.0, help="entropy bonus", minimum=0.0)
     importance_cap: float = knob(
         2.0, help="cap of the truncated train/rollout importance weight; 0: off", minimum=0.0
@@ -206,6 +228,54 @@ class OpdConfig(PpoConfig):
         True,
         help="evaluate every teacher, and the average of their weights, in the student's engines at the "
         "start, for the report",
+    )
+
+
+@dataclass
+class ValueConfig(ValueLossConfig):
+    """Value pretraining: the critic alone, offline, on the returns of trajectories that runs have stored."""
+
+    name: str = knob("value", help="which algorithm", allowed=("value",))
+    source_runs: list[str] = knob(
+        factory=list, help="directories of runs whose stored trajectories the critic learns from"
+    )
+    until_version: int = knob(
+        -1,
+        help="only trajectories whose oldest token is of this weight version or an older one (0: of the "
+        "weights that the runs began with); -1: all",
+        minimum=-1,
+    )
+    batch_trajectories: int = knob(128, help="trajectories of one step", minimum=1)
+    held_out_share: float = knob(
+        0.1,
+        help="share of the tasks that are held out, with all of their trajectories",
+        minimum=0.0,
+        maximum=0.9,
+    )
+    held_out_trajectories: int = knob(
+        1024, help="at most so many of the held-out trajectories are looked at", minimum=1
+    )
+    patience: int = knob(
+        5,
+        help="stop after so many evaluations (logging.eval_every) without a lower held-out squared error; "
+        "0: never",
+        minimum=0,
+    )
+    gamma: float = knob(1.0, help="discount", minimum=0.0, maximum=1.0)
+    compaction: str = knob(
+        "chain",
+        help="credit at a compaction: chain goes on through it, terminal ends with the whole reward",
+        allowed=("chain", "terminal"),
+    )
+    sub_agent: str = knob(
+        "join",
+        help="credit of a sub-agent: join bootstraps from the parent, terminal ends with the whole reward",
+        allowed=("join", "terminal"),
+    )
+    truncation: str = knob(
+        "terminal",
+        help="truncated trajectories: their rewards are all that follows, or they are left out",
+        allowed=("terminal", "mask"),
     )
 
 

@@ -28,13 +28,13 @@ class RunConfig:
         help="auto: go on where the run directory stopped; never: refuse a used one; must: refuse a new one",
         allowed=("auto", "never", "must"),
     )
-    steps: int = knob(100, help="optimizer steps of the policy", unit="steps", minimum=1)
+    steps: int = knob(100, help="optimizer steps of the model that learns", unit="steps", minimum=1)
     model: ModelConfig = field(default_factory=ModelConfig)
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
     rollout: RolloutConfig = field(default_factory=RolloutConfig)
     env: EnvConfig = field(default_factory=EnvConfig)
     algorithm: Any = knob(
-        factory=PpoConfig, help="PpoConfig or SftConfig, by the group `algorithm`"
+        factory=PpoConfig, help="PpoConfig, SftConfig or ValueConfig, by the group `algorithm`"
     )
     teachers: TeachersConfig = field(default_factory=TeachersConfig)
     guard: GuardConfig = field(default_factory=GuardConfig)

@@ -1,5 +1,7 @@
 """Checks over several knobs, and of options that pass through to the installed libraries."""
 
+import json
+
 import pytest
 
 from rlframe.config.check import check_config
@@ -123,3 +125,111 @@ def test_losses_over_whole_rows_refuse_shared_prefixes(override, key):
         check_config(load_config([*GLM, "trainer.share_prefixes=true", override]))
     for named in ("trainer.share_prefixes=false", key):
         assert named in str(error.value)
+
+
+def critic_checkpoint(path, **described):
+    """A directory that looks like a critic's checkpoint, as far as the checks look."""
+    path.mkdir()
+    shape = {
+        "model_type": "qwen3", "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1,
+        "num_attention_heads": 2, "vocab_size": 300,
+        "architectures": ["Qwen3ForSequenceClassification"], **described,
+    }  # fmt: skip
+    (path / "config.json").write_text(json.dumps(shape))
+    (path / "model.safetensors").write_bytes(b"")
+    tokens = {"a": 0, "b": 1}
+    (path / "tokenizer.json").write_text(json.dumps({"model": {"vocab": tokens}}))
+    return path
+
+
+BINS = {"count": 21, "lowest": -1.0, "highest": 2.0, "sigma": 0.75}
+HEAD = [f"algorithm.value_{k}={v}" for k, v in (("bins", 21), ("low", -1), ("high", 2))]
+
+
+@pytest.mark.parametrize(
+    ("described", "overrides", "keys"),
+    [
+        ({"vocab_size": 301}, [], ["vocab_size=301", "300"]),
+        ({"num_attention_heads": 3}, ["trainer.critic.layout.tensor=2"], ["num_attention_heads=3"]),
+        ({"max_position_embeddings": 64}, [], ["max_position_embeddings=64", "max_context_tokens"]),
+        ({"hidden_size": "wide"}, [], ["trainer.critic.path", "hidden_size='wide'"]),
+        ({}, ["algorithm.value_loss=hl_gauss"], ["one number", "101 bins (hl_gauss) from -0.5"]),
+        ({"value_bins": BINS}, [], ["21 bins (hl_gauss) from -1.0 to 2.0", "one number"]),
+        ({"value_bins": BINS}, ["algorithm.value_loss=two_hot", *HEAD], ["21 points (two_hot)"]),
+        ({"value_bins": BINS}, ["algorithm.value_loss=hl_gauss", *HEAD[1:]], ["101 bins"]),
+        ({}, ["algorithm.value_low=2"], ["algorithm.value_low=2", "algorithm.value_high=1.5"]),
+    ],
+)
+def test_a_critic_that_does_not_fit_is_refused_by_name(tmp_path, described, overrides, keys):
+    policy = critic_checkpoint(tmp_path / "policy", hidden_size=64)
+    critic = critic_checkpoint(tmp_path / "critic", **described)
+    fits = [f"model.path={policy}", *TINY[1:], "rollout.sampling.max_new_tokens=16"]
+    with pytest.raises(UserError) as error:
+        check_config(load_config([*fits, f"trainer.critic.path={critic}", *overrides]))
+    for key in keys:
+        assert key in str(error.value)
+
+
+def test_a_critic_of_another_size_with_the_same_head_and_vocabulary_is_fine(tmp_path):
+    policy = critic_checkpoint(tmp_path / "policy", hidden_size=64)
+    critic = critic_checkpoint(tmp_path / "critic", value_bins=BINS)
+    fits = [f"model.path={policy}", *TINY[1:], "rollout.sampling.max_new_tokens=16"]
+    loss = ["algorithm.value_loss=hl_gauss", "algorithm.value_sigma=0.5", *HEAD]
+    given = [*fits, f"trainer.critic.path={critic}", *loss]
+    check_config(load_config(given))
+    (critic / "tokenizer.json").write_text(json.dumps({"model": {"vocab": {"a": 1, "b": 0}}}))
+    with pytest.raises(UserError, match=r"trainer.critic.path: token 'a' is 1 .* and 0 in"):
+        check_config(load_config(given))
+
+
+def a_source(path, *, vocab_size=300, tokens=None):
+    """A run directory with one stored trajectory, as far as the checks look."""
+    from contextlib import closing
+
+    import numpy as np
+
+    from rlframe.store import TrajectoryStore
+    from rlframe.types import Reward, Status, Trace, Trajectory
+
+    (path / "model").mkdir(parents=True)
+    (path / "model" / "config.json").write_text(json.dumps({"vocab_size": vocab_size}))
+    vocab = tokens or {"a": 0, "b": 1}
+    (path / "model" / "tokenizer.json").write_text(json.dumps({"model": {"vocab": vocab}}))
+    mask = np.array([False, True])
+    trace = Trace(
+        np.array([0, 1], np.int32), mask, np.zeros(2, np.float32), np.array([-1, 0], np.int32)
+    )
+    with closing(TrajectoryStore(path / "trajectories.sqlite")) as store:
+        store.put([Trajectory("a", "a", "d", Status.COMPLETED, (trace,), (Reward(1.0),))])
+    return path
+
+
+@pytest.mark.parametrize(
+    ("source", "overrides", "keys"),
+    [
+        ({"vocab_size": 299}, [], ["algorithm.source_runs", "vocabulary of 299", "300"]),
+        ({"tokens": {"a": 0, "c": 1}}, [], ["algorithm.source_runs", "token 'b' is 1"]),
+        ({}, ["model.tokenizer=build"], ["model.tokenizer=build"]),
+        ({}, ["algorithm.held_out_share=0.9"], ["algorithm.held_out_share=0.9"]),
+        ({}, ["trainer.critic.layout.data=2"], ["trainer.critic.layout.data=2", "1 trajectories"]),
+        ({}, ["trainer.max_tokens_per_micro_batch=1"], ["none of the 1", "1 tokens of a micro"]),
+        ({}, ["algorithm.source_runs=nowhere"], ["algorithm.source_runs=nowhere", "[a,b]"]),
+        ({}, ["algorithm.source_runs=[nowhere]"], ["no run directory 'nowhere'"]),
+    ],
+)
+def test_value_pretraining_from_sources_that_do_not_fit_is_refused(
+    tmp_path, source, overrides, keys
+):
+    policy = critic_checkpoint(tmp_path / "policy", architectures=["Qwen3ForCausalLM"])
+    run = a_source(tmp_path / "run", **source)
+    given = [
+        "experiment=value_pretrain",
+        f"model.path={policy}",
+        f"algorithm.source_runs=[{run}]",
+        "algorithm.held_out_share=0",
+    ]
+    check_config(load_config(given)) if not source else None
+    with pytest.raises(UserError) as error:
+        check_config(load_config([*given, *overrides]))
+    for key in keys:
+        assert key in str(error.value)
