@@ -13,7 +13,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, is_dataclass
+from dataclasses import asdict, dataclass, fields, is_dataclass
 from typing import Any
 
 from rlframe.types import Task
@@ -101,20 +101,12 @@ def without(found: Sequence[Difference], allowed: Iterable[str]) -> list[Differe
 
 
 def tasks_digest(tasks: Sequence[Task]) -> str:
-    """Of what the tasks say, not of where they come from: a data file may change under its name."""
-    described = sorted(
-        (
-            {
-                "id": t.id,
-                "domain": t.domain,
-                "messages": list(t.messages),
-                "data": t.data,
-                "seed": t.seed,
-            }
-            for t in tasks
-        ),
-        key=lambda task: str(task["id"]),
-    )
+    """Of what the tasks say, their rules (network, resources, protected paths) included; not of where they
+    come from: a data file may change under its name."""
+    described = [
+        {item.name: getattr(task, item.name) for item in fields(task)}
+        for task in sorted(tasks, key=lambda task: task.id)
+    ]
     return hashlib.sha256(_canonical(described).encode()).hexdigest()[:16]
 
 
@@ -129,23 +121,28 @@ def _flat(prefix: str, value: Any) -> Iterable[tuple[str, Any]]:
 
 
 def _canonical(value: Any) -> str:
-    """JSON in one form: 1 and 1.0 are one number, tuples are lists, what JSON lacks is its text."""
+    """JSON in one form: 1 and 1.0 are one number, tuples are lists, sets are sorted, dataclasses are their
+    fields, and what JSON lacks is its text."""
     return json.dumps(
-        _number(value), sort_keys=True, separators=(",", ":"), default=_plain, ensure_ascii=True
+        _plainer(value), sort_keys=True, separators=(",", ":"), default=_text, ensure_ascii=True
     )
 
 
-def _number(value: Any) -> Any:
+def _plainer(value: Any) -> Any:
+    if is_dataclass(value) and not isinstance(value, type):
+        value = asdict(value)
     if isinstance(value, Mapping):
-        return {str(key): _number(below) for key, below in value.items()}
+        return {str(key): _plainer(below) for key, below in value.items()}
     if isinstance(value, list | tuple):
-        return [_number(below) for below in value]
+        return [_plainer(below) for below in value]
+    if isinstance(value, set | frozenset):
+        return sorted((_plainer(below) for below in value), key=repr)
     if isinstance(value, float) and value.is_integer():
         return int(value)
     return value
 
 
-def _plain(value: Any) -> Any:
+def _text(value: Any) -> Any:
     return value.tolist() if hasattr(value, "tolist") else repr(value)
 
 

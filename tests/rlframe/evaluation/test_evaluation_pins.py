@@ -15,6 +15,7 @@ from rlframe.evaluation.pins import (
     tasks_digest,
     without,
 )
+from rlframe.task_rules import Resources, TaskRules
 from rlframe.types import Task
 
 LEAVES = st.one_of(
@@ -100,3 +101,15 @@ def test_tasks_are_known_by_what_they_say():
     assert tasks_digest([one, two]) == tasks_digest([two, one])
     changed = dataclasses.replace(two, messages=({"role": "user", "content": "2+3"},))
     assert tasks_digest([one, two]) != tasks_digest([one, changed])
+
+
+def test_what_a_task_allows_is_pinned_too():
+    one = Task(id="a", domain="d", messages=())
+    online = dataclasses.replace(one, rules=TaskRules(network=("*",)))
+    larger = dataclasses.replace(one, rules=TaskRules(resources=Resources(memory_mb=1)))
+    assert len({tasks_digest([task]) for task in (one, online, larger)}) == 3
+
+
+def test_a_set_has_one_order():
+    """Its own order changes from process to process."""
+    assert digest({"a": {"x", "y", "z"}}) == digest({"a": ["x", "y", "z"]})
