@@ -83,11 +83,10 @@ def compare(a: str | Path, b: str | Path, *, despite: Sequence[str] = ()) -> Com
         ):
             groups.setdefault(group, []).append(task)
     suites = [name for name in groups if name != ALL and "/" not in name]
-    order = [
-        name
-        for suite in suites
-        for name in (suite, *sorted(g for g in groups if g.startswith(f"{suite}/")))
-    ]
+    order: list[str] = []
+    for suite in suites:
+        domains = sorted(g for g in groups if g.startswith(f"{suite}/"))
+        order += [suite, *(domains if len(domains) > 1 else ())]
     wanted = [*order, ALL] if len(suites) > 1 else order
     return Comparison(
         names=named,

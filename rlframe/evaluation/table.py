@@ -9,7 +9,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from rlframe.evaluation.compare import Comparison, Row
+from rlframe.evaluation.compare import ALL, Comparison, Row
 
 SHOWN_KS = 4
 
@@ -74,12 +74,14 @@ def _comparison_cells(row: Row) -> Iterator[RenderableType]:
     found = row.paired
     sure = found.low > 0 or found.high < 0
     colour = ("green" if found.difference > 0 else "red") if sure else ""
-    yield Text(row.name, style="bold" if row.name == "all" else "")
+    suite, _, domain = row.name.partition("/")
+    style = "bold" if row.name == ALL else "dim" if domain else ""
+    yield Text(f"  {domain}" if domain else suite, style=style)
     yield f"{found.tasks}"
     yield f"{row.mean_a:.3f}"
     yield f"{row.mean_b:.3f}"
     yield Text(f"{found.difference:+.3f}", style=colour)
-    yield f"[{found.low:+.3f}, {found.high:+.3f}]".replace("[", "\\[")
+    yield Text(f"[{found.low:+.3f}, {found.high:+.3f}]")
     yield f"{found.p_value:.2g}"
     yield f"{found.better}"
     yield f"{found.worse}"
