@@ -21,6 +21,7 @@ def measured(
         "seconds": 1.5,
         "tries": 1,
         "versions": (0,),
+        "blocked_turns": 0,
         "error": "",
     }
     return Measured(**(settings | more))

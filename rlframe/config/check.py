@@ -31,7 +31,7 @@ def check_config(config: RunConfig) -> None:
 
 def check_parts(config: RunConfig) -> None:
     """What `rlframe eval` shares with a training run beyond model and engines."""
-    for check in (_passthrough, _mode, _run_dir):
+    for check in (_passthrough, _guard, _mode, _run_dir):
         check(config)
 
 

@@ -31,6 +31,8 @@ class Measured:
     tries: int
     versions: tuple[int, ...]
     """Of its tokens, sorted."""
+    blocked_turns: int
+    """By the guard; their tokens count as sampled only with `guard.loss=train` or `penalise`."""
     error: str
 
 
@@ -53,6 +55,7 @@ def measure(trajectory: Trajectory, slot: Slot) -> Measured:
         seconds=float(info.get("seconds", 0.0)),
         tries=int(info.get("tries", 1)),
         versions=tuple(sorted(versions)),
+        blocked_turns=int(info.get("guard", {}).get("blocked_turns", 0)),
         error=str(info.get("error", "")),
     )
 

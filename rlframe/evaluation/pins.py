@@ -37,6 +37,7 @@ ONLY_SPEED = (
     "rollout.hung_after_s",
     "rollout.request_timeout_s",
     "rollout.black_box.programs_directory",
+    "guard.judge.key_env",
     *(
         f"rollout.engine_args.{name}"
         for name in (

@@ -100,6 +100,10 @@ def figures(attempts: Sequence[Measured], rules: Rules, *, engine_hours: float =
         "task_fault_rate": statuses[Status.FAILED] / whole,
         "truncation_rate": truncated / whole,
         "statuses": {status.value: n for status, n in sorted(statuses.items())},
+        "guard": {
+            "blocked_turns": sum(a.blocked_turns for a in attempts),
+            "attempts_blocked": sum(a.blocked_turns > 0 for a in attempts),
+        },
         "made_again": sum(a.tries - 1 for a in attempts),
         "faults": faults(attempts),
         "cost": cost(attempts, rules.prices, engine_hours),

@@ -27,11 +27,16 @@ def result_table(result: Mapping[str, Any]) -> RenderableType:
         scores.add_row(Text(name, style=style), *_scores(figures, ks))
         costs.add_row(Text(name, style=style), *_costs(figures))
     weights, repeats = result["weights"], result["pinned"].get("eval.repeats", 1)
-    notes = (
+    guard = result["total"]["guard"]
+    notes = [
         f"{repeats} attempt{'s' * (repeats > 1)} a task, errors clustered by task; lost: never a zero",
         f"weights {weights['checksum'][:12]}   settings {result['pinned_hash']} "
         f"({len(result['pinned'])} keys)",
-    )
+    ]
+    if guard["blocked_turns"]:
+        notes.append(
+            f"the guard blocked {guard['blocked_turns']} turns in {guard['attempts_blocked']} attempts"
+        )
     return Group(
         scores,
         "",

@@ -100,10 +100,12 @@ def test_an_attempt_is_measured_from_its_tokens():
         Status.COMPLETED,
         (trace,),
         (Reward(0.25), Reward(0.5)),
-        info={"turns": 2, "seconds": 1.0, "tries": 2},
+        info={"turns": 2, "seconds": 1.0, "tries": 2, "guard": {"blocked_turns": 1}},
     )
     found = measure(whole, Slot(Task("s/t", "s/d", ()), 1))
     assert (found.prompt_tokens, found.sampled_tokens) == (3 + 6, 3)
     assert (found.suite, found.domain, found.repeat) == ("s", "d", 1)
     assert (found.score, found.tries, found.versions) == (0.75, 2, (3,))
     assert versions([found]) == [3]
+    again = figures([found, measured()], RULES)
+    assert again["guard"] == {"blocked_turns": 1, "attempts_blocked": 1}
