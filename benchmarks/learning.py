@@ -30,19 +30,26 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--trainer", choices=("megatron", "deepspeed"), default="megatron")
     parser.add_argument("--seeds", type=int, nargs="+", default=(0, 1, 2))
+    parser.add_argument("--warm-start", default="", help="a model of sft_tiny that is there")
     given = parser.parse_args()
     name = "learning" if given.trainer == "megatron" else f"learning_{given.trainer}"
     shutil.rmtree(RUNS, ignore_errors=True)
     trainer = f"trainer={given.trainer}"
-    warm = run(["experiment=sft_tiny", trainer, f"run_dir={RUNS / 'sft'}"])
-    print(f"warm start: {warm['seconds']:.0f} s", flush=True)
-    rows = [learn(seed, trainer) for seed in given.seeds]
-    write_result(name, rows, note=f"warm start of {warm['seconds']:.0f} s not included")
+    start, note = given.warm_start, "from a warm start that was there"
+    if not start:
+        warm = run(["experiment=sft_tiny", trainer, f"run_dir={RUNS / 'sft'}"])
+        print(f"warm start: {warm['seconds']:.0f} s", flush=True)
+        start, note = (
+            str(RUNS / "sft" / "hf"),
+            f"warm start of {warm['seconds']:.0f} s not included",
+        )
+    rows = [learn(seed, trainer, start) for seed in given.seeds]
+    write_result(name, rows, note=note)
     plot(RESULTS / f"{name}.png", given.seeds)
     return 0 if all(r["start"] < 0.35 and r["end"] > 0.85 for r in rows) else 1
 
 
-def learn(seed: int, trainer: str) -> dict[str, float]:
+def learn(seed: int, trainer: str, start: str) -> dict[str, float]:
     directory = RUNS / f"seed_{seed}"
     done = run(
         [
@@ -50,7 +57,7 @@ def learn(seed: int, trainer: str) -> dict[str, float]:
             trainer,
             f"seed={seed}",
             f"run_dir={directory}",
-            f"model.path={RUNS / 'sft' / 'hf'}",
+            f"model.path={start}",
         ]
     )
     history = read(directory / "metrics.jsonl")

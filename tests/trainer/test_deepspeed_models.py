@@ -101,14 +101,20 @@ def test_any_causal_model_trains(models: dict[str, str], tmp_path: Path) -> None
 
 
 def offload(
-    rank: int, world_size: int, init_method: str, path: str, stage: int, there: bool
+    rank: int,
+    world_size: int,
+    init_method: str,
+    path: str,
+    stage: int,
+    there: bool,
+    **config: Any,
 ) -> list[dict[str, float]] | str:
     device = {"device": "cpu"}
     zero = {"offload_optimizer": device} if there else {}
     if there and stage == 3:
         zero |= {"offload_param": device}
     spec = deepspeed_spec(
-        "policy", rank=rank, world_size=world_size, stage=stage, path=path, zero=zero
+        "policy", rank=rank, world_size=world_size, stage=stage, path=path, zero=zero, **config
     )
     join(spec, init_method)
     try:
@@ -116,6 +122,15 @@ def offload(
     except UserError as error:
         return str(error)
     return [update(training, train_rows(seed=s), PLANS[world_size][s], step=s) for s in range(2)]
+
+
+def test_activations_that_are_computed_again_give_the_same(models: dict[str, str]) -> None:
+    (plain,) = run_ranks(offload, 1, path=models["gpt2"], stage=2, there=False)
+    (again,) = run_ranks(
+        offload, 1, path=models["gpt2"], stage=3, there=False, gradient_checkpointing=True
+    )
+    for ours, theirs in zip(again, plain, strict=True):
+        assert ours == pytest.approx(theirs, rel=2e-5, abs=2e-6)
 
 
 @pytest.mark.slow

@@ -76,8 +76,8 @@ def _offloaded_adam(groups: list[dict[str, Any]], options: dict[str, Any]) -> to
     except Exception as error:
         raise UserError(
             "zero_optimization.offload_optimizer needs DeepSpeed's CPU Adam, which is compiled at first use "
-            f"and was not: {str(error).strip().splitlines()[0]}. It takes a C++ compiler and ninja "
-            "(`rlframe doctor` says what is there); without them leave offload_optimizer out."
+            f"and was not: {str(error).strip().splitlines()[0]}. It takes a C++ compiler and ninja; without "
+            "them leave offload_optimizer out."
         ) from error
 
 
