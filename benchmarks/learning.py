@@ -31,13 +31,14 @@ def main() -> int:
     parser.add_argument("--trainer", choices=("megatron", "deepspeed"), default="megatron")
     parser.add_argument("--seeds", type=int, nargs="+", default=(0, 1, 2))
     parser.add_argument("--warm-start", default="", help="a model of sft_tiny that is there")
+    parser.add_argument("overrides", nargs="*", help="keys of both runs, such as steps=60")
     given = parser.parse_args()
     name = "learning" if given.trainer == "megatron" else f"learning_{given.trainer}"
     shutil.rmtree(RUNS, ignore_errors=True)
-    trainer = f"trainer={given.trainer}"
+    trainer = [f"trainer={given.trainer}", *given.overrides]
     start, note = given.warm_start, "from a warm start that was there"
     if not start:
-        warm = run(["experiment=sft_tiny", trainer, f"run_dir={RUNS / 'sft'}"])
+        warm = run(["experiment=sft_tiny", *trainer, f"run_dir={RUNS / 'sft'}"])
         print(f"warm start: {warm['seconds']:.0f} s", flush=True)
         start, note = (
             str(RUNS / "sft" / "hf"),
@@ -49,12 +50,12 @@ def main() -> int:
     return 0 if all(r["start"] < 0.35 and r["end"] > 0.85 for r in rows) else 1
 
 
-def learn(seed: int, trainer: str, start: str) -> dict[str, float]:
+def learn(seed: int, trainer: Sequence[str], start: str) -> dict[str, float]:
     directory = RUNS / f"seed_{seed}"
     done = run(
         [
             "experiment=smoke",
-            trainer,
+            *trainer,
             f"seed={seed}",
             f"run_dir={directory}",
             f"model.path={start}",
