@@ -205,6 +205,27 @@ def simulated(steps: int = 8) -> list[dict[str, Any]]:
     return rows
 
 
+def save_plot(rows: Sequence[dict[str, Any]], path: Path) -> None:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(figsize=(6, 3.4), layout="constrained")
+    for way, style in (("one_by_one", "-o"), ("overlapped", "--s")):
+        for engines in (ENGINES, 2 * ENGINES):
+            chosen = [r for r in rows if (r["way"], r["engines"]) == (way, engines)]
+            label = f"{engines} engines, steps {way.replace('_', ' ')}"
+            seconds = [r["swap_s"] for r in chosen]
+            axes.plot(seconds, [r["times_as_long"] for r in chosen], style, label=label)
+    axes.axhline(GOAL, color="grey", linewidth=0.8)
+    axes.set_xlabel("seconds of a swap")
+    axes.set_ylabel("times as long as all resident")
+    axes.set_title("twelve 744B teachers (simulated)")
+    axes.legend(fontsize=8)
+    figure.savefig(path, dpi=120)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
     parser.add_argument("what", choices=("measured", "simulated"))
@@ -213,7 +234,9 @@ def main() -> None:
     if given.what == "measured":
         write_result("teacher_swaps_measured", rows=measured(given.rounds))
     else:
-        write_result("teacher_swaps_simulated", rows=simulated())
+        rows = simulated()
+        path = write_result("teacher_swaps_simulated", rows=rows)
+        save_plot(rows, path.with_suffix(".png"))
 
 
 if __name__ == "__main__":

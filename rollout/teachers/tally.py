@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from dataclasses import dataclass, field
 
@@ -13,17 +14,20 @@ class Tally:
     engines: int
     since_s: float = field(default_factory=time.monotonic)
     counts: dict[str, float] = field(default_factory=dict)
+    _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def add(self, **amounts: float) -> None:
-        for name, amount in amounts.items():
-            self.counts[name] = self.counts.get(name, 0.0) + amount
+        with self._lock:
+            for name, amount in amounts.items():
+                self.counts[name] = self.counts.get(name, 0.0) + amount
 
     def read(self) -> dict[str, float]:
         """`queue_s` and `swap_s` are means, of a trace and of a swap; `utilisation` is the share of the
         engines' time in which they had something to score; the rest are counts."""
         now = time.monotonic()
-        elapsed, counts = now - self.since_s, self.counts
-        self.since_s, self.counts = now, {}
+        with self._lock:
+            elapsed, counts = now - self.since_s, self.counts
+            self.since_s, self.counts = now, {}
 
         def mean(total: str, count: str) -> float:
             return counts.get(total, 0.0) / max(counts.get(count, 0.0), 1.0)
