@@ -218,7 +218,9 @@ class TeacherPool:
                 return
             self._score(group, slot)
         upcoming = group.queues.upcoming(engine, group.states(), group.swap_cost)
-        if upcoming and upcoming not in slot.ready and not slot.under_way("stage"):
+        known = {*slot.ready, slot.ahead}
+        if upcoming and upcoming not in known and not slot.under_way("stage"):
+            slot.ahead = upcoming
             self._stage(group, slot, upcoming)
 
     def _score(self, group: Group, slot: Slot) -> None:
@@ -243,7 +245,7 @@ class TeacherPool:
             slot.loaded = slot.fixed
             return
         self._version += 1
-        slot.loaded, slot.version = teacher, self._version
+        slot.loaded, slot.version, slot.ahead = teacher, self._version, ""
         keep = teacher in self._kept.get(slot.node, ())
         self._ask(group, slot, Call("swap", teacher), teacher, self._version, keep=keep)
 

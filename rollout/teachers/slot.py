@@ -50,7 +50,9 @@ class Slot:
     version: int = 0
     turn_began_s: float = 0.0
     ready: set[str] = field(default_factory=set)
-    """Teachers whose files this actor has checked."""
+    """Teachers in shared memory whose files this actor has checked."""
+    ahead: str = ""
+    """The teacher whose files it was last told to make ready, until its next swap."""
     to_stage: list[str] = field(default_factory=list)
     calls: dict[Any, Call] = field(default_factory=dict)
     scored_until_s: float = 0.0
