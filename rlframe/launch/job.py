@@ -11,7 +11,7 @@ from typing import Any
 from rlframe.checkpoints import Checkpoints
 from rlframe.cluster import preflight
 from rlframe.cluster.connect import Cluster, connect
-from rlframe.cluster.demand import ENGINE, EVAL_ENGINE, PartDemand, parts_of
+from rlframe.cluster.demand import CRITIC, POLICY, PartDemand, parts_of
 from rlframe.cluster.placement import place
 from rlframe.config.saved import save_config
 from rlframe.config.schema import RunConfig
@@ -93,7 +93,7 @@ def settle(
         save_config(config, directory.config)
         parts = demand(config, device=device)
         if again:
-            parts = [part for part in parts if part.name not in (ENGINE, EVAL_ENGINE)]
+            parts = [part for part in parts if part.name in (POLICY, CRITIC)]
         live = config.logging.live if demand is parts_of and not again else "off"
         view = View(title=config.name, total_steps=config.steps, live=live)
         with (
