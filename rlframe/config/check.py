@@ -144,10 +144,6 @@ def _prefixes(config: RunConfig) -> None:
     trainer, given = config.trainer, "trainer.share_prefixes=true"
     if not trainer.share_prefixes:
         return
-    if trainer.backend != "megatron":
-        raise UserError(
-            f"{given} is not there in trainer.backend={trainer.backend}: set it to false, or use megatron"
-        )
     for key, mode, off in (
         ("mtp", trainer.policy.mtp.mode, "off"),
         ("indexer", trainer.policy.indexer.mode, "frozen"),

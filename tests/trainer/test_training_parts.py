@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from rlframe.config.schema import LayoutConfig
 from rlframe.errors import UserError
 from rlframe.types import BatchPlan
+from tests.trainer.forests import random_forest, random_plan
 from tests.trainer.spawn import run_ranks
 from tests.trainer.train_rows import plan_of, rank_spec, train_rows
 from trainer.megatron.options import from_options
@@ -90,6 +91,49 @@ def test_micro_batches_ask_for_the_tokens_that_train() -> None:
     for batch in (untrained, empty):
         assert len(batch.asked) == 0
         assert batch.mask.tolist() == [False]
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(0, 10**6), st.sampled_from([1, 2]))
+def test_shared_prefixes_ask_for_the_same_tokens(seed: int, size: int) -> None:
+    """Each in its own row, with its own credit, read where the token before it is laid out."""
+    from trainer.megatron.micro_batch import micro_batches
+    from trainer.models.context import ContextRank
+
+    rows = random_forest(seed)
+    (shard,) = cut(rows, random_plan(seed, len(rows), data=1), ("loss_mask", "advantages"))
+    settings_ = {"multiple_of": 2, "device": torch.device("cpu")}
+    plain = micro_batches(shard, **settings_)  # type: ignore[arg-type]
+    ranks = [
+        micro_batches(
+            shard,
+            context=ContextRank(rank, size),
+            share_prefixes=True,
+            **settings_,  # type: ignore[arg-type]
+        )
+        for rank in range(size)
+    ]
+    for apart, *shared in zip(plain, *ranks, strict=True):
+        asked = np.concatenate([batch.asked for batch in shared])
+        order = np.argsort(asked)
+        np.testing.assert_array_equal(asked[order], apart.asked)
+        for batch in shared:
+            assert batch.tokens == apart.tokens
+            if not len(batch.asked):
+                assert batch.mask.tolist() == [False]
+                continue
+            mine = np.searchsorted(apart.asked, batch.asked)
+            assert torch.equal(batch.targets, apart.targets[mine])
+            assert torch.equal(batch.traces, apart.traces[mine])
+            assert torch.equal(batch.fields["advantages"], apart.fields["advantages"][mine])
+            read, read_apart = batch.packed.output_positions, apart.packed.output_positions
+            assert read is not None
+            assert read_apart is not None
+            before, own = apart.packed.token_ids[read_apart[mine]], batch.packed.token_ids[read]
+            assert torch.equal(own, before)
+            assert torch.equal(
+                batch.packed.positions[read], apart.packed.positions[read_apart[mine]]
+            )
 
 
 SCHEDULE = {"peak": 1.0, "floor": 0.1, "total_steps": 10}
