@@ -73,6 +73,8 @@ def _dense_layer(shape: DenseShape, layout: LayoutConfig, b: int) -> float:
     hidden, queries = shape.hidden_size, shape.heads * shape.head_dim
     keys = shape.kv_heads * shape.head_dim
     residual = 3 * hidden * b / _sequence_split(layout)
-    # q, k and v before and after norm and rotation; the attention's output.
-    attention = (2 * queries + 2 * keys + keys + queries) / layout.tensor * b
+    # q, k and v before and after norm and rotation; the attention's output. What is attended to is of every
+    # token of the micro-batch, on every context-parallel rank.
+    attended = 2 * keys * layout.context
+    attention = (2 * queries + keys + attended + queries) / layout.tensor * b
     return residual + attention + _feed_forward(hidden, shape.ffn_size, layout, b)

@@ -77,8 +77,7 @@ def _candidates(shape: ModelShape) -> Iterator[LayoutConfig]:
     """Powers of two; experts are spread as far as the ranks of a stage allow."""
     stages = [size for size in SIZES if size <= min(shape.layers, MAX_STAGES)]
     tensors = [size for size in SIZES if size <= A_NODE]
-    contexts = [1] if isinstance(shape, DenseShape) else tensors
-    for pipeline, tensor, context, data in itertools.product(stages, tensors, contexts, SIZES):
+    for pipeline, tensor, context, data in itertools.product(stages, tensors, tensors, SIZES):
         a_stage = data * tensor * context
         layout = LayoutConfig(
             data=data,
