@@ -19,6 +19,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from envs.sandbox import command_files
 from envs.sandbox.spec import SandboxSpec
 from rlframe.errors import InfraFault
 from rlframe.sandbox.protocol import ExecResult
@@ -67,8 +68,8 @@ class LocalSandbox:
             _kill(process.pid)
             stdout, stderr = await talk
         code = process.returncode or 0
-        out, dropped_out = _cut(stdout, max_output_bytes)
-        err, dropped_err = _cut(stderr, max_output_bytes)
+        out, dropped_out = command_files.both_ends(stdout, max_output_bytes)
+        err, dropped_err = command_files.both_ends(stderr, max_output_bytes)
         code = 128 - code if code < 0 else code
         return ExecResult(code, out, err, time.monotonic() - began, dropped_out, dropped_err, limit)
 
@@ -122,14 +123,6 @@ async def open_local(spec: SandboxSpec) -> LocalSandbox:
     for directory in (spec.workdir, spec.home, "/tmp", *spec.directories):
         (root / directory.lstrip("/")).mkdir(parents=True, exist_ok=True)
     return LocalSandbox(spec, root)
-
-
-def _cut(output: bytes, limit: int) -> tuple[bytes, int]:
-    """The beginning and the end."""
-    half = max(limit // 2, 1)
-    if len(output) <= 2 * half:
-        return output, 0
-    return output[:half] + output[-half:], len(output) - 2 * half
 
 
 def _kill(group: int) -> None:

@@ -248,8 +248,8 @@ async def test_an_attempt_with_mcp_tools(mine: str) -> None:
 
 SDK_SERVER = """
 import sys
-from mcp.server.fastmcp import FastMCP
-server = FastMCP("sums", host="127.0.0.1", port=int(sys.argv[2]))
+from mcp.server.mcpserver import MCPServer
+server = MCPServer("sums")
 
 @server.tool()
 def add(a: int, b: int) -> int:
@@ -260,7 +260,10 @@ def add(a: int, b: int) -> int:
 def fail() -> str:
     raise ValueError("it failed")
 
-server.run(transport=sys.argv[1])
+if sys.argv[1] == "stdio":
+    server.run(transport="stdio")
+else:
+    server.run(transport=sys.argv[1], host="127.0.0.1", port=int(sys.argv[2]))
 """
 PEER = os.environ.get("RLFRAME_PEER_PYTHON", sys.executable)
 
@@ -268,7 +271,7 @@ PEER = os.environ.get("RLFRAME_PEER_PYTHON", sys.executable)
 def has_sdk() -> bool:
     if sys.executable == PEER:
         return importlib.util.find_spec("mcp") is not None
-    return subprocess.run([PEER, "-c", "import mcp.server.fastmcp"], check=False).returncode == 0
+    return subprocess.run([PEER, "-c", "import mcp.server.mcpserver"], check=False).returncode == 0
 
 
 @pytest.mark.skipif(not has_sdk(), reason="the MCP SDK is not installed (RLFRAME_PEER_PYTHON)")
