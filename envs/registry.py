@@ -27,6 +27,7 @@ BUILT_IN = MappingProxyType(
         "gymnasium": "envs.adapters.gymnasium_text:GymnasiumSource",
         "mcp": "envs.adapters.mcp_env:McpSource",
         "harbor": "envs.adapters.harbor:HarborSource",
+        "long_memory": "envs.suites.long_memory:LongMemorySource",
         "hackable": "envs.suites.hackable.source:HackableSource",
     }
 )
