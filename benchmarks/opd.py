@@ -36,7 +36,7 @@ from rollout.engine.server import Keys
 from rollout.teachers.scoring import sglang_body
 
 GOAL = 0.92
-TRACES, TOKENS, AT_ONCE = 192, 256, 2
+TRACES, TOKENS, AT_ONCE = 128, 256, 2
 TOKENS_IN_FLIGHT = 16_384
 
 

@@ -41,7 +41,7 @@ from rlframe.teaching import ScoreRequest
 
 TEACHERS, ENGINES = 12, 2
 GOAL = 1.3
-TRACES, TOKENS = 240, 256
+TRACES, TOKENS = 144, 256
 
 
 def measured(rounds: int) -> list[dict[str, Any]]:
