@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from rlframe.errors import RunError
+from rlframe.errors import InfraFault, RunError
 from rlframe.teaching import ScoreRequest, TeacherScores
 from rollout.teachers.engine import Scored, Started
 from rollout.teachers.queues import Waiting
@@ -333,19 +333,24 @@ class TeacherPool:
             raise RunError(f"teacher {call.teacher or slot.name}: {error}") from error
         if isinstance(error, Nonsense):
             self._tally.add(nonsense=1)
+        why = f"failed ({error})"
+        if slot.fixed and isinstance(
+            error, InfraFault
+        ):  # nothing of ours that could be started again
+            self._spend_restart(slot, why)
+            for waiting in reversed(call.waiting):
+                self._again(group, waiting, why)
+            if call.kind == "start":
+                self._start(group, slot)
+            return
         slot.calls[object()] = call  # its traces are given back with the others
-        self._replace(group, slot, f"failed ({error})")
+        self._replace(group, slot, why)
 
     def _replace(self, group: Group, slot: Slot, why: str) -> None:
         """A new actor; what the old one had is given back."""
         import ray
 
-        if self._restarts_left <= 0:
-            raise RunError(
-                f"teacher engine {slot.name} {why}, and teachers.max_restarts is used up; see logs/ in the "
-                "run directory"
-            )
-        self._restarts_left -= 1
+        self._spend_restart(slot, why)
         self._on_event(f"teacher engine {slot.name} {why}; it is started again")
         self._tally.add(restarts=1)
         given_back = [w for call in slot.under_way("score") for w in call.waiting]
@@ -355,6 +360,14 @@ class TeacherPool:
         self._start(group, slot)
         for waiting in reversed(given_back):
             self._again(group, waiting, why)
+
+    def _spend_restart(self, slot: Slot, why: str) -> None:
+        if self._restarts_left <= 0:
+            raise RunError(
+                f"teacher engine {slot.name} {why}, and teachers.max_restarts is used up; see logs/ in the "
+                "run directory"
+            )
+        self._restarts_left -= 1
 
     def _again(self, group: Group, waiting: Waiting, why: str) -> None:
         waiting.attempts += 1

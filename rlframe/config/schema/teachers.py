@@ -48,6 +48,6 @@ class TeachersConfig:
     max_attempts: int = knob(3, help="how often a teacher is asked about one trace", minimum=1)
     max_restarts: int = knob(
         3,
-        help="how often dead, hung or raving teacher engines are started again in a run",
+        help="how often teacher engines may die, hang or rave in a run; they are started again",
         minimum=0,
     )
