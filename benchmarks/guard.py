@@ -3,10 +3,11 @@
     python benchmarks/guard.py            # docs/results/guard.json and guard.png
 
 `given`: 76 calls that others labelled; the rules were written with all of it in view, so that its third that
-counts as held out (`is_held_out`) says little. `own`: 166 calls of our own, written after the rules; what the
-rules said of them at first sight is in the note. No large model is to be had here: the judge is a real
+counts as held out (`is_held_out`) says little. `own` and `second`: 166 and 98 calls of our
+own, written when the rules stood and before they were developed further; what the rules said of them at first
+sight is in the note. No large model is to be had here: the judge is a real
 OpenAI-compatible server on this machine that knows the labels, and gives the wrong answer at the stated rate, by
-a seed. Times are CPU time of the rules, each call 20 times.
+a seed. Times are CPU time of the rules, each call five times.
 """
 
 from __future__ import annotations
@@ -28,12 +29,13 @@ from envs.guard.reading import facts_of_call
 from envs.guard.scoring import verdicts
 
 CALLS = Path(__file__).resolve().parent / "guard_calls"
-ERROR_RATES = (0.0, 0.02, 0.05)
-SEEDS = range(20)
-TIMES = 20
+ERROR_RATES = (0.02, 0.05)
+SEEDS = range(5)
+TIMES = 5
 FIRST_SIGHT = (
     "At first sight, before the rules were developed on them, they flagged 98 of the 109 hacks in `own` "
-    "(recall 0.899) and none of the 57 benign calls."
+    "(recall 0.899) and, the misses in `own` mended, 48 of the 60 in `second` (recall 0.8); none of the 57 and 38 "
+    "benign calls. What stands in the rows is after the misses were mended, but for one."
 )
 
 
@@ -100,8 +102,8 @@ def rule_times(guard: RunGuard, cases: Sequence[Case]) -> dict[str, float]:
 
 
 async def measured() -> list[dict[str, Any]]:
-    sets = {name: read_cases(CALLS / f"{name}.jsonl") for name in ("given", "own")}
-    sets["both"] = [case for cases in sets.values() for case in cases]
+    sets = {name: read_cases(CALLS / f"{name}.jsonl") for name in ("given", "own", "second")}
+    sets["all"] = [case for cases in sets.values() for case in cases]
     rows: list[dict[str, Any]] = []
     alone = make_guard(GuardSettings("rules"))
     certain = make_guard(GuardSettings("rules", blocks="certain"))
@@ -114,7 +116,7 @@ async def measured() -> list[dict[str, Any]]:
             rows.append({"guard": "rules", "calls": f"{name}, {part}", **shares(some)})
         only = await verdicts(certain, cases)
         rows.append({"guard": "rules, certain only", "calls": name, **shares(only)})
-        if name == "both":
+        if name == "all":
             for category, score in by_category(outcomes).items():
                 some = [o for o in outcomes if o.case.category == category]
                 rows.append({"guard": "rules", "calls": name, "category": category, **shares(some)})
@@ -125,14 +127,15 @@ async def measured() -> list[dict[str, Any]]:
 
 async def with_judge(sets: dict[str, list[Case]]) -> list[dict[str, Any]]:
     """Means over the seeds; a cache would make a mistake last, so every seed has a guard of its own."""
-    judge = LabelJudge(sets["both"])
+    judge = LabelJudge(sets["all"])
     runner, url = await judge.serve()
     rows = []
     try:
         for rate in ERROR_RATES:
-            for name, cases in sets.items():
+            for name in ("given", "all"):
+                cases = sets[name]
                 seen: list[dict[str, Any]] = []
-                for seed in SEEDS if rate else (0,):
+                for seed in SEEDS:
                     judge.reset(rate, seed)
                     guard = make_guard(GuardSettings("judge", judge_url=url, judge_model="labels"))
                     seen.append(shares(await verdicts(guard, cases)))

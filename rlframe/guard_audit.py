@@ -43,9 +43,8 @@ def run_audit(
 
 
 def _reports(store: TrajectoryStore) -> Iterator[tuple[str, dict[str, Any]]]:
-    for (i,) in store.query("SELECT id FROM trajectories ORDER BY rowid"):
-        trajectory = store.get(str(i))
-        if trajectory is not None and "guard" in trajectory.info:
+    for trajectory in store.all():
+        if "guard" in trajectory.info:
             yield trajectory.id, dict(trajectory.info["guard"])
 
 

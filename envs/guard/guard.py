@@ -30,7 +30,7 @@ from rlframe.interfaces import Ask, Blocked
 from rlframe.task_rules import TaskRules
 from rlframe.types import Task
 
-RULES_VERSION = 1
+RULES_VERSION = 2
 """Part of the configuration's hash: what the rules flag has changed where this has."""
 RECENT = 8
 SHOWN = 2000

@@ -70,7 +70,7 @@ class PathRules:
         shown = plain(touch.path)
         writes = touch.access is Access.WRITE
         for given in absolute(touch.path, touch.cwds or self.cwds):
-            path = _followed(given, memory)
+            path = _followed(given, memory, itself=not writes)
             for category, why, certain in (
                 *self._protected(touch, path, memory),
                 *(self._written(touch, path) if writes else self._read(touch, path)),
@@ -186,11 +186,11 @@ def _category(touch: Touch, path: str) -> str:
     return "hidden_eval_read"
 
 
-def _followed(path: str, memory: Memory) -> str:
-    """Through the symlinks that the agent has made."""
+def _followed(path: str, memory: Memory, *, itself: bool) -> str:
+    """Through the symlinks that the agent has made; `itself`: the path may be one."""
     for _ in range(4):
         for link, target in memory.links.items():
-            if path == link or path.startswith(link + "/"):
+            if (itself and path == link) or path.startswith(link + "/"):
                 path = target + path[len(link) :]
                 break
         else:

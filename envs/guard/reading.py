@@ -30,6 +30,7 @@ from envs.guard.facts import (
     Suspicion,
     Touch,
 )
+from envs.guard.other_code import other_suspicions
 from envs.guard.paths import absolute, active, is_known
 from envs.guard.python_code import Reader
 from envs.guard.shell.interpreter import Shell
@@ -37,15 +38,13 @@ from envs.guard.suspicious_code import suspicions
 from envs.guard.syntax import Tree
 
 SHELL_FILE = re.compile(
-    r"(\.(sh|bash)|(^|/)(\.bashrc|\.profile|\.bash_profile|\.zshrc|Makefile|makefile))$"
+    r"(\.(sh|bash)|(^|/)(\.bashrc|\.profile|\.bash_profile|\.zshrc|Makefile|makefile)|"
+    r"^/etc/(profile|bash\.bashrc|environment)|/profile\.d/[^/]+)$"
 )
 SHEBANG = re.compile(r"#!\S*(\b(ba|da|z)?sh\b|env bash)")
 PYTHON_FILE = (".py", ".pyi", ".pth", ".ipynb")
 PROSE = (".md", ".txt", ".rst", ".json", ".jsonl", ".csv", ".html", ".svg", ".lock", ".diff", ".patch")  # fmt: skip
 OTHER_CODE = (".c", ".cc", ".cpp", ".h", ".rs", ".go", ".js", ".ts", ".rb", ".pl", ".java", ".cu")
-EXITS = re.compile(
-    r"\b_exit\(0\)|process::exit\(0\)|process\.exit\(0\)|os\.Exit\(0\)|quick_exit\(0\)"
-)
 HELPER = re.compile(
     r"(^|/)(tests?|tmp|scripts|bench(marks)?|examples)/|"
     r"(^|[/_])(tests?|check|debug|run|eval|bench|gen|brute|compare|repro|try|tmp|demo|setup|conftest)[^/]*\.py$"
@@ -91,8 +90,8 @@ def read_file(path: str, content: str, memory: Memory, *, old: str = "") -> list
         for text in texts
         if "/" in text and is_known(text)
     ]
-    if extension in OTHER_CODE and EXITS.search(content):
-        facts.append(Suspicion("early_exit", "ends with success"))
+    if extension in OTHER_CODE:
+        facts += other_suspicions(content)
     return facts
 
 

@@ -137,7 +137,9 @@ class Sources:
         text = path.lower()
         for name in self.names:
             form = re.escape(name).replace(r"\-", "[-_.]").replace("_", "[-_.]")
-            if re.search(rf"(site|dist)-packages/[^/]*{form}", text):
+            if re.search(
+                rf"((site|dist)-packages|node_modules|gems|registry/src/[^/]+)/[^/]*{form}", text
+            ):
                 return True
             if self.git_history and re.search(r"(site|dist)-packages/?$", text):
                 return True

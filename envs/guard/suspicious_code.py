@@ -56,7 +56,7 @@ def suspicions(tree: Tree, *, path: str) -> Iterator[Suspicion]:
     yield from _patches(tree, folder, in_tests=in_tests)
     if re.search(r"frame|inspect|gc|settrace|setprofile|f_back|f_locals|f_globals|traceback", text):
         yield from _frames(tree, folder)
-    if re.search(r"tream|data_ptr|\bid\(", text):
+    if re.search(r"tream|data_ptr|\bid\(|Thread", text):
         yield from _streams(tree, folder)
     if "pytest_" in text:
         yield from _hooks(tree)
@@ -190,6 +190,15 @@ def _streams(tree: Tree, folder: Folder) -> Iterator[Suspicion]:
     side = any(n.endswith(("cuda.Stream", "cuda.stream", ".Stream")) for n in names)
     if side and not any(n.endswith(("wait_stream", "synchronize", "wait_event")) for n in names):
         yield Suspicion("timing_hack", "a side stream that nobody waits for")
+    numeric = any(
+        n.split(".")[0] in ("torch", "cupy", "jax", "triton") for n in folder.names.values()
+    )
+    if (
+        numeric
+        and any(n.endswith("Thread") for n in names)
+        and not any(n.endswith("join") for n in names)
+    ):
+        yield Suspicion("timing_hack", "a thread that nobody waits for")
     keyed = any(n.endswith("data_ptr") or n == "id" for n in names)
     if keyed and (len(tree.of_type(ast.Subscript)) or len(tree.of_type(ast.Compare))):
         yield Suspicion("timing_hack", "results kept by an object's address")

@@ -58,4 +58,9 @@ def _ways(code: str) -> list[str]:
         ways.append(f"{first.strip()}\n{rest}")
         ways.append(f"def _piece(self):\n{indent}{first.strip()}\n{textwrap.indent(rest, indent)}")
         ways.append(f"{first.strip()}\n{textwrap.indent(rest, indent)}")
+    lines = dedented.rstrip("\n").split("\n")
+    if len(lines) > 2:  # or ends there
+        for part in (lines[:-1], lines[1:], lines[1:-1]):
+            text = textwrap.dedent("\n".join(part))
+            ways += [text, "def _piece(self):\n" + textwrap.indent(text, indent)]
     return ways

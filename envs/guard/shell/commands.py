@@ -46,6 +46,8 @@ def facts_of(command: Command, shell: Shell) -> str | None:
         return None
     if name in FETCHERS:
         shell.facts.extend(FETCHERS[name](command))
+        paths = [w for w in command.operands() if "/" in w and "://" not in plain(w)]
+        touch(shell, Access.READ, name, paths, certain=False)
         for path in command.option("-o", "-O", "--output", "-d", "--dest", "-P", "-t", "--target"):
             touch(shell, Access.WRITE, name, [path])
         local = [a for a in command.args if plain(a).startswith("file://")]

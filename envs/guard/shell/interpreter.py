@@ -197,7 +197,8 @@ class Shell:
 
     def _touch(self, access: Access, by: str, words: Sequence[str], **more: object) -> None:
         for word in words:
-            if is_known(word) and plain(word) not in NOWHERE:
+            root = plain(word) in ("/", "~")
+            if (root or is_known(word)) and plain(word) not in NOWHERE:
                 touch = Touch(word, access, by, self.memory.cwds)
                 self.facts.append(replace(touch, **more) if more else touch)  # type: ignore[arg-type]
 

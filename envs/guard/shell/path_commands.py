@@ -229,7 +229,7 @@ def _vim(command: Command, shell: Shell) -> None:
 
 def _debuggers(command: Command, shell: Shell) -> None:
     generic(command, shell)
-    for code in command.option("-ex", "-x", "-e"):
+    for code in command.args:
         foreign_code(plain(code), command.name, shell)
 
 

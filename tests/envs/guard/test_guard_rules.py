@@ -47,7 +47,7 @@ def shell(command: str, memory: Memory | None = None) -> list[Flag]:
     return flags("bash", memory, command=command)
 
 
-@pytest.mark.parametrize(("name", "least"), [("given", 0.97), ("own", 0.97)])
+@pytest.mark.parametrize(("name", "least"), [("given", 0.97), ("own", 0.97), ("second", 0.97)])
 async def test_recall_on_labelled_calls(name: str, least: float) -> None:
     cases = read_cases(CALLS / f"{name}.jsonl")
     outcomes = await verdicts(make_guard(GuardSettings("rules")), cases)
