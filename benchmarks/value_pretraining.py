@@ -26,15 +26,16 @@ from benchmarks.harness import RESULTS, ROOT, write_result
 from rlframe.metrics import VALUES, Line, read, series
 
 RUNS = ROOT / "runs" / "value_pretrain_study"
-LOSSES = ("mse", "hl_gauss", "two_hot")
+LOSSES = ("mse", "hl_gauss")
 WARM_UP = 5
 PRETRAINING = (
     "experiment=value_pretrain",
     f"algorithm.until_version={WARM_UP - 1}",
-    "steps=150",
+    "steps=60",
     "logging.eval_every=10",
     "logging.live=off",
     "logging.wandb=off",
+    "trainer.start_timeout_s=900",
 )
 PLACES = ("early", "middle", "late")
 
@@ -56,6 +57,8 @@ def main() -> None:
             "logging.min_reward_rise=0",
             "env.held_out=8",
             "trainer.checkpoint_every=0",
+            "trainer.start_timeout_s=900",
+            "rollout.start_timeout_s=900",
         ],
     )
     study.run()
