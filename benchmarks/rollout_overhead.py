@@ -46,7 +46,7 @@ from rollout.engine.server import EngineSpec
 from rollout.modes.white_box import Limits
 from rollout.renderer import Renderer
 from rollout.service import RolloutPool
-from rollout.worker import WorkerSpec
+from rollout.worker_spec import WorkerSpec
 
 TURN_TOKENS = 64
 CONTEXT_TOKENS = 1024

@@ -18,11 +18,11 @@ from rlframe import bad_steps, batch, loss_weights, shared_packing, statistics
 from rlframe.bad_steps import BadSteps
 from rlframe.config.schema import PpoConfig
 from rlframe.credit import Credit, CreditRules, assign_credit
-from rlframe.distillation import Taught
+from rlframe.distillation.learning import Teaching
+from rlframe.distillation.signals import Taught
 from rlframe.group_credit import assign_group_credit
 from rlframe.interfaces import Pending, RoleTrainer
 from rlframe.metrics import Metrics
-from rlframe.opd import Teaching
 from rlframe.planning import plan_rows
 from rlframe.reference_kl import kl_rewards
 from rlframe.types import BatchPlan, Float32Array, Trace, TrainRow, Trajectory

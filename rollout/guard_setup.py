@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from rlframe.interfaces import Ask, Guard
 from rlframe.types import Message
+from rollout.engine.client import EngineClient
 from rollout.policy_client import Generate
 from rollout.renderer import Renderer
-
-if TYPE_CHECKING:
-    from rollout.engine.client import EngineClient
-    from rollout.worker import WorkerSpec
+from rollout.worker_spec import WorkerSpec
 
 ANSWER_TOKENS = 512
 

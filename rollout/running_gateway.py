@@ -4,12 +4,8 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from rlframe.errors import UserError
-from rlframe.sandbox.bubblewrap import find_bubblewrap
 from rlframe.sandbox.limits import Limits
 from rollout.chat import Parser
 from rollout.engine.client import EngineClient
@@ -21,26 +17,7 @@ from rollout.harness.sandbox import Sandbox, find_installed
 from rollout.modes.black_box import BlackBox
 from rollout.renderer import Renderer
 from rollout.session import SessionSettings
-
-if TYPE_CHECKING:
-    from rollout.worker import WorkerSpec
-
-
-@dataclass(frozen=True, slots=True)
-class BlackBoxSpec:
-    """Which program drives, and what an attempt may use."""
-
-    program: str
-    programs_directory: str
-    max_calls: int
-    max_output_tokens: int
-
-    def check(self) -> None:
-        """UserError for an unknown program, one that is not installed, and without bubblewrap."""
-        if not self.program:
-            raise UserError("rollout.mode=black_box needs rollout.black_box.program")
-        find_installed(find_program(self.program), Path(self.programs_directory))
-        find_bubblewrap()
+from rollout.worker_spec import BlackBoxSpec, WorkerSpec
 
 
 class RunningGateway:

@@ -18,7 +18,8 @@ from rlframe.errors import RunError
 from rlframe.interfaces import RolloutRequest
 from rlframe.types import Trajectory, WeightManifest
 from rollout.engine.pool import EnginePool
-from rollout.worker import RolloutWorker, WorkerSpec
+from rollout.worker import RolloutWorker
+from rollout.worker_spec import WorkerSpec
 
 MONITOR_EVERY_S = 1.0
 MAX_WORKER_RESTARTS = 10

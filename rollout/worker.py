@@ -8,24 +8,22 @@ from __future__ import annotations
 
 import asyncio
 import gc
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, nullcontext
-from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Protocol
 
-from rlframe.interfaces import Ask, Guard, RolloutRequest, TaskSource
+from rlframe.interfaces import RolloutRequest
 from rlframe.types import Status, Trajectory
 from rollout.chat import Parser
-from rollout.compaction import CompactionPolicy
 from rollout.engine.client import EngineClient
 from rollout.engine.parser_check import parser_for
 from rollout.guard_setup import guard_of
-from rollout.modes.white_box import Limits, WhiteBox
+from rollout.modes.white_box import WhiteBox
 from rollout.policy_client import PolicySettings
 from rollout.renderer import Renderer
-from rollout.running_gateway import BlackBoxSpec, RunningGateway
-from rollout.sub_agents import SubAgentPolicy
+from rollout.running_gateway import RunningGateway
+from rollout.worker_spec import WorkerSpec
 
 BATCHING_S = 0.005
 """After the first finished attempt `collect` waits this long for more."""
@@ -35,35 +33,6 @@ class Mode(Protocol):
     """What makes trajectories: `WhiteBox`, `BlackBox`."""
 
     async def run(self, request: RolloutRequest) -> Trajectory: ...
-
-
-@dataclass(frozen=True, slots=True)
-class WorkerSpec:
-    """What a worker needs to know."""
-
-    make_source: Callable[[], TaskSource]
-    tokenizer_directory: str
-    vocab_size: int
-    sampling: Mapping[str, Any]
-    limits: Limits
-    max_context_tokens: int
-    request_timeout_s: float
-    max_concurrency: int
-    """Attempts in flight on this worker."""
-    domain_concurrency: Mapping[str, int] = field(default_factory=dict)
-    """The same for single domains, or for what stands before a domain's slash."""
-    compaction: CompactionPolicy = CompactionPolicy()
-    sub_agents: SubAgentPolicy = SubAgentPolicy()
-    black_box: BlackBoxSpec | None = None
-    """Given: an agent program drives every attempt."""
-    make_guard: Callable[[Ask], Guard] | None = None
-    """Given: every tool call of a task with rules passes it. It is told how to ask an engine of the run."""
-    call_log_directory: str = ""
-    extras: tuple[str, ...] = ()
-    """What engines are asked for besides (`rollout.engine.client.EXTRAS`); it goes into the call log."""
-    tool_call_parser: str = ""
-    reasoning_parser: str = ""
-    template_args: Mapping[str, Any] = field(default_factory=dict)
 
 
 class RolloutWorker:

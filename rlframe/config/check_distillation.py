@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from rlframe.config.schema import OpdConfig, RunConfig
-from rlframe.curriculum import parse_curriculum
+from rlframe.distillation.curriculum import parse_curriculum
 from rlframe.errors import UserError
 
 MOST_CANDIDATES = 4096

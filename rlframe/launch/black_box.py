@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from rlframe.config.schema import RolloutConfig
-from rollout.running_gateway import BlackBoxSpec
+from rollout.worker_spec import BlackBoxSpec
 
 
 def black_box_spec(rollout: RolloutConfig) -> BlackBoxSpec:

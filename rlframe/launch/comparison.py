@@ -14,7 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rlframe import weights
-from rlframe.distill_report import AVERAGE
+from rlframe.distillation.report import AVERAGE
+from rlframe.distillation.weight_average import write_average
 from rlframe.durable_files import write_atomic
 from rlframe.errors import RunError, UserError
 from rlframe.interfaces import RolloutService, TaskSource
@@ -22,7 +23,6 @@ from rlframe.producer import Producer
 from rlframe.statistics import rewards_by_domain
 from rlframe.teachers.manifest import Teacher, TeacherManifest
 from rlframe.types import WeightManifest
-from rlframe.weight_average import write_average
 
 FILE = "comparison.json"
 Rewards = Mapping[str, float]

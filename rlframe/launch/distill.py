@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from rlframe.config.schema import OpdConfig
-from rlframe.distill_report import PICTURE, report_of, write_report
+from rlframe.distillation.report import PICTURE, report_of, write_report
 from rlframe.launch import ppo
 from rlframe.launch.comparison import Comparison, best_by_domain, read_comparison
 from rlframe.launch.job import Job

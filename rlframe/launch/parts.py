@@ -23,6 +23,7 @@ from rlframe.config.schema import (
     ValueConfig,
     ValueLossConfig,
 )
+from rlframe.distillation.learning import Teaching
 from rlframe.errors import UserError
 from rlframe.interfaces import RoleTrainer
 from rlframe.launch.black_box import black_box_spec
@@ -31,7 +32,6 @@ from rlframe.launch.job import Job
 from rlframe.learner import Learner
 from rlframe.model_costs.row_costs import row_costs
 from rlframe.model_shapes.value_head import value_bins, with_value_head
-from rlframe.opd import Teaching
 from rlframe.teachers.manifest import read_manifest
 from rlframe.types import WeightManifest
 from rollout.compaction import INSTRUCTION, CompactionPolicy
@@ -41,7 +41,7 @@ from rollout.engine.server import EngineSpec
 from rollout.modes.white_box import Limits
 from rollout.service import RolloutPool
 from rollout.sub_agents import SubAgentPolicy
-from rollout.worker import WorkerSpec
+from rollout.worker_spec import WorkerSpec
 from trainer.objective import (
     DistillationObjective,
     PolicyObjective,

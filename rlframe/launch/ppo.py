@@ -10,6 +10,7 @@ from typing import Protocol
 from rlframe.bad_steps import BadSteps
 from rlframe.checkpoints import Checkpoint
 from rlframe.config.schema import OpdConfig, PpoConfig
+from rlframe.distillation.learning import Teaching
 from rlframe.intake import Intake
 from rlframe.interfaces import RoleTrainer
 from rlframe.launch.background import background_of, evaluators_of
@@ -32,7 +33,6 @@ from rlframe.launch.teaching import (
 from rlframe.launch.watch import PpoWatcher
 from rlframe.loop import Loop
 from rlframe.metrics import Metrics
-from rlframe.opd import Teaching
 from rlframe.producer import Producer
 from rlframe.store import TrajectoryStore
 from rlframe.teaching import TeacherService

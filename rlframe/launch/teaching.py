@@ -9,17 +9,17 @@ from typing import Any
 
 from rlframe.config.check_distillation import candidates_of
 from rlframe.config.schema import OpdConfig, PpoConfig
-from rlframe.curriculum import CurriculumSource, parse_curriculum
-from rlframe.distillation import Taught
+from rlframe.distillation.curriculum import CurriculumSource, parse_curriculum
+from rlframe.distillation.learning import Teaching
+from rlframe.distillation.score_store import MOST_KEPT, ScoreStore
+from rlframe.distillation.scoring import Scoring
+from rlframe.distillation.signals import Taught
+from rlframe.distillation.teacher_choice import TeacherChoice
 from rlframe.errors import UserError
 from rlframe.interfaces import TaskSource
 from rlframe.launch.comparison import best_by_domain, read_comparison
 from rlframe.launch.job import Job
 from rlframe.launch.teachers import teacher_engines
-from rlframe.opd import Teaching
-from rlframe.score_store import MOST_KEPT, ScoreStore
-from rlframe.scoring import Scoring
-from rlframe.teacher_choice import TeacherChoice
 from rlframe.teachers.check import run_domains
 from rlframe.teachers.manifest import Teacher, TeacherManifest, read_manifest
 from rlframe.teaching import TeacherService
@@ -68,7 +68,7 @@ def rank_teachers(manifest: TeacherManifest) -> tuple[Teacher, ...]:
 
 @dataclass(frozen=True, slots=True)
 class RankTeachers:
-    """Only says whose weights read what: the ranks do it. Satisfies `rlframe.opd.ScoreSource`."""
+    """Only says whose weights read what: the ranks do it. Satisfies `rlframe.distillation.learning.ScoreSource`."""
 
     choice: TeacherChoice
 
@@ -128,7 +128,7 @@ def with_curriculum(source: TaskSource, algorithm: PpoConfig) -> TaskSource:
 
 @dataclass(frozen=True, slots=True)
 class StoredScores:
-    """What a run that is replayed had been told. Satisfies `rlframe.opd.ScoreSource`."""
+    """What a run that is replayed had been told. Satisfies `rlframe.distillation.learning.ScoreSource`."""
 
     kept: ScoreStore
     top_k: int

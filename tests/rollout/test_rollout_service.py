@@ -29,7 +29,7 @@ from rollout.engine.pool import EnginePool
 from rollout.engine.server import EngineSpec
 from rollout.modes.white_box import Limits
 from rollout.service import RolloutPool
-from rollout.worker import WorkerSpec
+from rollout.worker_spec import WorkerSpec
 
 QWEN3 = {
     "model_type": "qwen3",

@@ -32,7 +32,7 @@ from rollout.engine.control import Control
 from rollout.engine.pool import EnginePool
 from rollout.modes.white_box import Limits
 from rollout.service import RolloutPool
-from rollout.worker import WorkerSpec
+from rollout.worker_spec import WorkerSpec
 from tests.rollout.test_rollout_service import QWEN3, Source, requests
 from tests.tiny_engine import engine_spec
 

@@ -9,7 +9,8 @@ from typing import Any
 from rlframe.interfaces import RolloutRequest
 from rlframe.types import Status, Task, Trajectory
 from rollout.modes.white_box import Limits
-from rollout.worker import RolloutWorker, WorkerSpec
+from rollout.worker import RolloutWorker
+from rollout.worker_spec import WorkerSpec
 
 
 class Gate:

@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
+from rlframe.distillation.score_store import MOST_KEPT, ScoreStore
+from rlframe.distillation.scoring import Scoring
 from rlframe.errors import RunError
-from rlframe.score_store import MOST_KEPT, ScoreStore
-from rlframe.scoring import Scoring
 from rlframe.teaching import TeacherScores
 from tests.scripted_teachers import ScriptedTeachers, score, trace, trajectory
 

@@ -8,16 +8,17 @@ from typing import Protocol
 
 import numpy as np
 
-from rlframe import batch, distillation
+from rlframe import batch
 from rlframe.config.schema import OpdConfig
 from rlframe.credit import Credit
-from rlframe.distillation import Taught
+from rlframe.distillation import signals
+from rlframe.distillation.signals import Taught
 from rlframe.interfaces import RoleTrainer
 from rlframe.types import BatchPlan, BoolArray, Float32Array, TrainRow, Trajectory
 
 
 class ScoreSource(Protocol):
-    """`rlframe.scoring.Scoring`, or who only names the teachers whose weights the policy's ranks hold."""
+    """`rlframe.distillation.scoring.Scoring`, or who only names the teachers whose weights the policy's ranks hold."""
 
     def scores(self, trajectories: Sequence[Trajectory]) -> list[Taught]:
         """One a trace, in the order of `batch.flatten`."""
@@ -61,7 +62,7 @@ class Teaching:
             taught = self._by_ranks(taught, rows, policy, plan)
         sampled = [row.rollout_logprobs for row in rows]
         ratios = self.ratios(sampled, taught, [row.loss_mask for row in rows])
-        by_domain = distillation.divergence_by_domain(trajectories, ratios, taught)
+        by_domain = signals.divergence_by_domain(trajectories, ratios, taught)
         return {f"teacher_kl/{name}": value for name, value in by_domain.items()}
 
     def _by_ranks(
@@ -93,7 +94,7 @@ class Teaching:
     def ratios(
         self, old: Sequence[Float32Array], taught: Sequence[Taught], masks: Sequence[BoolArray]
     ) -> list[Float32Array]:
-        return distillation.log_ratios(old, taught, masks)
+        return signals.log_ratios(old, taught, masks)
 
     def penalties(
         self,
@@ -103,9 +104,9 @@ class Teaching:
     ) -> list[Float32Array]:
         """[T] a trace: what each action earns for its distance from the teacher."""
         masks = [trace.loss_mask for trace in batch.flatten(trajectories)]
-        return distillation.penalties(
+        return signals.penalties(
             self.ratios(old, taught, masks),
-            distillation.weights_of(trajectories, self.algorithm.domain_weights),
+            signals.weights_of(trajectories, self.algorithm.domain_weights),
             coef=self.algorithm.distill_coef,
         )
 
@@ -122,8 +123,8 @@ class Teaching:
     ) -> Credit:
         if self.algorithm.objective == "sampled" and not self.in_reward:
             earned = self.penalties(trajectories, old, taught)
-            credit = distillation.with_penalties(credit, earned)
-        return distillation.without_failures(credit, taught)
+            credit = signals.with_penalties(credit, earned)
+        return signals.without_failures(credit, taught)
 
     def taught_rows(
         self,
@@ -133,8 +134,8 @@ class Teaching:
     ) -> list[TrainRow]:
         if self.algorithm.objective == "sampled":
             return list(rows)
-        weights = distillation.weights_of(trajectories, self.algorithm.domain_weights)
-        return distillation.taught_rows(rows, taught, weights, indices=self.indices)
+        weights = signals.weights_of(trajectories, self.algorithm.domain_weights)
+        return signals.taught_rows(rows, taught, weights, indices=self.indices)
 
     def measured(
         self,
@@ -143,7 +144,7 @@ class Teaching:
         taught: Sequence[Taught],
     ) -> dict[str, float]:
         masks = [trace.loss_mask for trace in batch.flatten(trajectories)]
-        by_domain = distillation.divergence_by_domain(
+        by_domain = signals.divergence_by_domain(
             trajectories, self.ratios(old, taught, masks), taught
         )
         failed = sum(bool(t.error) for t in taught)

@@ -7,16 +7,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rlframe import distillation
 from rlframe.bad_steps import BadSteps
 from rlframe.batch import bare_rows, flatten
 from rlframe.config.schema import OpdConfig
-from rlframe.distillation import Taught
+from rlframe.distillation import signals
+from rlframe.distillation.learning import Teaching
+from rlframe.distillation.signals import Taught
+from rlframe.distillation.teacher_choice import TeacherChoice
 from rlframe.errors import RunError
 from rlframe.learner import Learner
 from rlframe.metrics import Metrics
-from rlframe.opd import Teaching
-from rlframe.teacher_choice import TeacherChoice
 from rlframe.teachers.manifest import parse_manifest
 from tests.scripted_teachers import trace, trajectory
 
@@ -166,7 +166,7 @@ def test_nobody_learns_from_a_trace_that_was_not_scored(tmp_path):
 
 def test_log_ratios_are_bounded_and_zero_outside_the_mask():
     masks = [row.loss_mask for row in bare_rows(flatten(BATCH))]
-    for found, expected in zip(distillation.log_ratios(OLD, taught(), masks), RATIOS, strict=True):
+    for found, expected in zip(signals.log_ratios(OLD, taught(), masks), RATIOS, strict=True):
         np.testing.assert_allclose(found, expected)
 
 

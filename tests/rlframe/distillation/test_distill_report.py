@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from rlframe.distill_report import AVERAGE, report_of, write_report
+from rlframe.distillation.report import AVERAGE, report_of, write_report
 from rlframe.metrics import HELD_OUT
 
 HISTORY = [

@@ -2,7 +2,7 @@
 
 import pytest
 
-from rlframe.curriculum import CurriculumSource, parse_curriculum
+from rlframe.distillation.curriculum import CurriculumSource, parse_curriculum
 from rlframe.errors import UserError
 from rlframe.types import Task
 

@@ -4,8 +4,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from rlframe.distillation.weight_average import FILE, write_average
 from rlframe.errors import UserError
-from rlframe.weight_average import FILE, write_average
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])

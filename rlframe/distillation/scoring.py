@@ -5,7 +5,7 @@
 
 Nobody waits for a whole batch before scoring starts: while the last attempts of a batch still run, the first are
 scored already. Each trace is read in its own context, whatever mode made it. What is scored is kept
-(`rlframe.score_store`), so that a step that is taken again learns from the same.
+(`rlframe.distillation.score_store`), so that a step that is taken again learns from the same.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Protocol
 
 import numpy as np
 
-from rlframe.distillation import Taught
+from rlframe.distillation.signals import Taught
 from rlframe.teaching import ScoreRequest, TeacherScores, TeacherService
 from rlframe.types import Trace, Trajectory
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from rlframe.distillation import Taught
+from rlframe.distillation.signals import Taught
 from rlframe.types import Trajectory
 
 MOST_KEPT = 128
