@@ -34,7 +34,7 @@ from trainer.ranks.shard import cut
 from trainer.ranks.spec import ModelSource, RankSpec
 
 CAP = 4_096
-ROUNDS = 3
+ROUNDS = 2
 VOCABULARY = 2_048
 MODEL: dict[str, Any] = {
     "model_type": "qwen3",
