@@ -133,6 +133,16 @@ def test_the_same_of_another_path_is_left_alone(disguise: str, folder: str, name
     assert not flags("bash", rules=rules, command=command), command
 
 
+def test_characters_that_kill_the_grammar_never_reach_it() -> None:
+    """Each of these ended the process, in tree-sitter-bash 0.25.1."""
+    for text in ("cae{\U00103f96ca |as<\u53f5[", '\U000b9aa1\u00d4{((case !<<-=?\\\U00089b26]"\\'):
+        for copies in range(1, 20):
+            flags("bash", command=text * copies)
+    assert flags(
+        "bash", command="cat /workspace/.eval/\U0001f600; cat /workspace/.eval/secret_cases.json"
+    )
+
+
 @settings(max_examples=150, deadline=None)
 @given(st.text(max_size=120))
 def test_no_text_is_too_strange_to_read(text: str) -> None:
