@@ -138,9 +138,7 @@ def test_characters_that_kill_the_grammar_never_reach_it() -> None:
     for text in ("cae{\U00103f96ca |as<\u53f5[", '\U000b9aa1\u00d4{((case !<<-=?\\\U00089b26]"\\'):
         for copies in range(1, 20):
             flags("bash", command=text * copies)
-    assert flags(
-        "bash", command="cat /workspace/.eval/\U0001f600; cat /workspace/.eval/secret_cases.json"
-    )
+    assert flags("bash", command=f"echo \U0001f600; cat {SECRET}")
 
 
 @settings(max_examples=150, deadline=None)
