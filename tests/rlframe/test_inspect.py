@@ -2,6 +2,7 @@
 
 import io
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -96,9 +97,11 @@ def test_what_is_not_there_is_named(run, tmp_path):
         shown(run / "nowhere")
 
 
-def test_runs_nearby_are_offered(run):
-    with pytest.raises(UserError, match=run.name):
-        shown(run.parent / "other")
+def test_runs_nearby_are_offered(run, tmp_path_factory):
+    runs = tmp_path_factory.mktemp("runs")
+    shutil.copytree(run, runs / "mine")
+    with pytest.raises(UserError, match=r"Runs in .*: mine"):
+        shown(runs / "other")
 
 
 def test_parquet_is_read_by_duckdb_and_pandas(run):
