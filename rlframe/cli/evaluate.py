@@ -59,8 +59,8 @@ def _compare(given: argparse.Namespace) -> int:
         write_atomic(Path(given.json), json.dumps(found.described(), indent=2) + "\n")
     if given.plot:
         results = {f"A {_short(a)}": read_result(a), f"B {_short(b)}": read_result(b)}
-        first = found.rows[-1].paired
-        title = f"B - A = {first.difference:+.3f}, p = {first.p_value:.2g}"
+        whole = found.whole.paired
+        title = f"B - A = {whole.difference:+.3f}, p = {whole.p_value:.2g}"
         plot_results(results, Path(given.plot), title=title)
     return 0
 

@@ -36,6 +36,11 @@ class Comparison:
     differing: list[str]
     """Pinned settings that differ, where that was allowed."""
 
+    @property
+    def whole(self) -> Row:
+        """Over all tasks: the last row of several suites, the first of one."""
+        return self.rows[-1] if self.rows[-1].name == ALL else self.rows[0]
+
     def described(self) -> dict[str, Any]:
         return {
             "a": self.names[0],

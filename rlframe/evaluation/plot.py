@@ -56,7 +56,7 @@ def plot_results(results: Mapping[str, Mapping[str, Any]], path: Path, *, title:
     axes.spines[["top", "right"]].set_visible(False)
     axes.tick_params(colors=INK, length=3)
     if len(results) > 1:
-        axes.legend(frameon=False, fontsize=9, labelcolor=INK)
+        figure.legend(loc="outside right upper", frameon=False, fontsize=9, labelcolor=INK)
     content = io.BytesIO()
     figure.savefig(content, format="png", dpi=150)
     write_atomic(path, content.getvalue())

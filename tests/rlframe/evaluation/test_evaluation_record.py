@@ -109,7 +109,8 @@ def test_a_comparison_pairs_the_tasks(tmp_path):
     b = write(tmp_path / "b", [(1, 1), (1, 0), (1, 0), (1, 1)], checksum="bb" * 16)
     found = compare(a, b)
     assert [row.name for row in found.rows] == ["s", "s/d", "s/e"]
-    total = found.rows[0]
+    total = found.whole
+    assert total.name == "s"
     assert (total.mean_a, total.mean_b) == (0.375, 0.75)
     assert total.paired.difference == 0.375
     assert total.paired.p_value == 0.5  # two tasks differ, both up: 2 of 4 sign patterns
