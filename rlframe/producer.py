@@ -46,6 +46,23 @@ class Ledger(Protocol):
     def admitted(self) -> int: ...
 
 
+class Listener(Protocol):
+    """Who hears of attempts as they finish (`rlframe.distillation.scoring`). Neither method may wait."""
+
+    def begin(self, trajectories: Sequence[Trajectory]) -> None:
+        """These may train, and are in the store."""
+        ...
+
+    def forget(self, ids: Sequence[str]) -> None:
+        """These will not train after all."""
+        ...
+
+
+class _Nobody:
+    def begin(self, trajectories: Sequence[Trajectory]) -> None: ...
+    def forget(self, ids: Sequence[str]) -> None: ...
+
+
 def task_index(trajectory_id: str) -> int:
     """The index of a training trajectory's attempt; `rollouts_per_task` neighbours share a task."""
     return int(trajectory_id.removeprefix(TRAINING_PREFIX))
@@ -72,15 +89,14 @@ class Producer:
         over_admission: float = 0.0,
         rollouts_per_task: int = 1,
         on_progress: Callable[[int, int], None] = lambda done, wanted: None,
-        on_finished: Callable[[Sequence[Trajectory]], None] = lambda finished: None,
+        listener: Listener | None = None,
     ) -> None:
-        """`on_finished` hears of each attempt that may train, when it is in the store; it must not wait."""
         self._service, self._ledger, self._source = service, ledger, source
         self._batch, self._max_staleness = batch_trajectories, max_staleness
         self._over_admission = over_admission
         self._rollouts_per_task = rollouts_per_task
         self._on_progress = on_progress
-        self._on_finished = on_finished
+        self._listener: Listener = listener or _Nobody()
         self._version = version
         self._changed = threading.Condition()
         self._in_flight: dict[str, int] = {}  # training id -> version at admission
@@ -105,7 +121,7 @@ class Producer:
         self._next_index = self._ledger.admitted()
         for trajectory in self._ledger.pending():
             self._ready[trajectory.id] = (trajectory.oldest_version, trajectory)
-        self._on_finished([trajectory for _, trajectory in self._ready.values()])
+        self._listener.begin([trajectory for _, trajectory in self._ready.values()])
         self._leftover = [task_index(i) for i in self._ledger.unfinished()]
         self._collector.start()
 
@@ -194,12 +210,13 @@ class Producer:
             if not t.id.startswith(EVALUATION_PREFIX)
         ]
         self._ledger.put(training)
-        self._on_finished([t for t in training if t.status.is_trainable])
         with self._changed:
+            awaited = [t for t in training if t.id in self._in_flight]
+            self._listener.begin([t for t in awaited if t.status.is_trainable])
             self._evaluations.update(
                 {t.id: t for t in finished if t.id.startswith(EVALUATION_PREFIX)}
             )
-            for trajectory in training:
+            for trajectory in awaited:
                 admitted_at = self._in_flight.pop(trajectory.id, None)
                 if admitted_at is None:
                     continue  # asked for twice after a worker's restart; the first answer counts
@@ -233,6 +250,7 @@ class Producer:
             del self._ready[i]
         for i in (*late, *unused):
             self._ledger.drop(i, "over-admitted: others had filled its batch")
+        self._listener.forget(unused)
         if late:
             self._service.cancel(late)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from typing import Protocol
@@ -33,13 +33,10 @@ from rlframe.launch.teaching import (
 from rlframe.launch.watch import PpoWatcher
 from rlframe.loop import Loop
 from rlframe.metrics import Metrics
-from rlframe.producer import Producer
+from rlframe.producer import Listener, Producer
 from rlframe.store import TrajectoryStore
 from rlframe.teaching import TeacherService
-from rlframe.types import Trajectory
 from rollout.service import RolloutPool
-
-OnFinished = Callable[[Sequence[Trajectory]], None]
 
 
 class Part(Protocol):
@@ -98,7 +95,7 @@ def start(job: Job) -> Iterator[Running]:
             load(checkpoint, policy, critic)
         publish = publisher(job, policy, directory)
         rollouts.sync(publish(first_step))
-        teaching, on_finished = _teaching(job, algorithm, teachers, service, stack)
+        teaching, listener = _teaching(job, algorithm, teachers, service, stack)
         bad_steps = BadSteps(algorithm.bad_step, algorithm.max_bad_steps, job.directory.bad_steps)
         learner = learner_of(job, algorithm, policy, critic, bad_steps, teaching)
         producer = Producer(
@@ -113,7 +110,7 @@ def start(job: Job) -> Iterator[Running]:
             over_admission=job.config.rollout.over_admission,
             rollouts_per_task=algorithm.rollouts_per_task,
             on_progress=job.view.progress,
-            on_finished=on_finished,
+            listener=listener,
         )
         stack.callback(producer.close)
         producer.start()
@@ -157,9 +154,9 @@ def _teaching(
     teachers: Teachers | None,
     service: TeacherService | None,
     stack: ExitStack,
-) -> tuple[Teaching | None, OnFinished]:
+) -> tuple[Teaching | None, Listener | None]:
     if teachers is None or not isinstance(algorithm, OpdConfig):
-        return None, lambda finished: None
+        return None, None
     return teaching_of(job, algorithm, teachers, service, stack)
 
 

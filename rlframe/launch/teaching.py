@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
 from typing import Any
@@ -20,6 +20,7 @@ from rlframe.interfaces import TaskSource
 from rlframe.launch.comparison import best_by_domain, read_comparison
 from rlframe.launch.job import Job
 from rlframe.launch.teachers import teacher_engines
+from rlframe.producer import Listener
 from rlframe.teachers.check import run_domains
 from rlframe.teachers.manifest import Teacher, TeacherManifest, read_manifest
 from rlframe.teaching import TeacherService
@@ -97,11 +98,11 @@ def teaching_of(
     teachers: Teachers,
     service: TeacherService | None,
     stack: ExitStack,
-) -> tuple[Teaching, Callable[[Sequence[Trajectory]], None]]:
+) -> tuple[Teaching, Listener | None]:
     """The learner's side, and what hears of finished trajectories. `service`: of the teachers' engines, which are up."""
     if algorithm.teachers_on == "ranks":
         names = {t.name: i for i, t in enumerate(rank_teachers(teachers.manifest))}
-        return Teaching(algorithm, RankTeachers(teachers.choice), names), _nothing
+        return Teaching(algorithm, RankTeachers(teachers.choice), names), None
     assert service is not None
     kept = stack.enter_context(closing(ScoreStore(job.directory.path / SCORES)))
     scoring = Scoring(
@@ -112,7 +113,7 @@ def teaching_of(
     )
     stack.callback(scoring.close)
     scoring.start()
-    return Teaching(algorithm, scoring), scoring.begin
+    return Teaching(algorithm, scoring), scoring
 
 
 def with_curriculum(source: TaskSource, algorithm: PpoConfig) -> TaskSource:
@@ -162,7 +163,3 @@ def replayed_teaching(job: Job, algorithm: PpoConfig, stack: ExitStack) -> Teach
     return Teaching(
         algorithm, StoredScores(kept, candidates_of(algorithm, vocab_size=job.model.vocab_size))
     )
-
-
-def _nothing(finished: Sequence[Trajectory]) -> None:
-    """Nobody waits for them."""

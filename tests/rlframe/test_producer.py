@@ -363,11 +363,12 @@ def test_each_finished_attempt_is_told_of_when_it_is_stored_not_when_its_batch_i
     service, ledger = Service(), Ledger()
     heard = queue.Queue()
 
-    def hear(finished):
-        for trajectory in finished:
-            heard.put((trajectory.id, trajectory.id in ledger.rows))
+    class Hearing:
+        def begin(self, trajectories):
+            for trajectory in trajectories:
+                heard.put((trajectory.id, trajectory.id in ledger.rows))
 
-    first = make(service, ledger, on_finished=hear)
+    first = make(service, ledger, listener=Hearing())
     taking = threading.Thread(target=lambda: first.take(0), daemon=True)
     taking.start()
     service.finish(request_id(2))
@@ -385,5 +386,27 @@ def test_each_finished_attempt_is_told_of_when_it_is_stored_not_when_its_batch_i
     ledger.admit([request_id(9)])
     service.end(request_id(9), Status.COMPLETED)
     ledger.put([service.finished.get()])
-    make(Service(), ledger, on_finished=hear)
+    make(Service(), ledger, listener=Hearing())
     assert request_id(9) in [heard.get(timeout=10)[0] for _ in range(heard.qsize())]
+
+
+def test_who_hears_of_finished_attempts_hears_which_will_not_train(make):
+    service, ledger = Service(), Ledger()
+    service.auto = Status.COMPLETED
+    told: set[str] = set()
+
+    class Hearing:
+        def begin(self, trajectories):
+            told.update(t.id for t in trajectories)
+
+        def forget(self, ids):
+            told.difference_update(ids)
+
+    producer = make(service, ledger, over_admission=0.5, listener=Hearing())
+    trained: set[str] = set()
+    for step in range(3):
+        trained.update(ids(producer.take(step)))
+        assert told == trained
+        service.version = step + 1
+        producer.release(step + 1)
+    assert ledger.dropped, "some were admitted beyond the batch"
