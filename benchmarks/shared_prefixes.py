@@ -2,7 +2,7 @@
 
     python -m benchmarks.shared_prefixes            # docs/results/shared_prefixes.json and .png
 
-Three batches of a dense model (2 layers x 128, one thread, float32), each packed with and without
+Three batches of a dense model (4 layers x 256, one thread, float32), each packed with and without
 `trainer.share_prefixes`, both sides in turn: `compaction` (2 attempts at different tasks, the context compacted
 twice, two sub-agents each: instructions and tools in front of every trace, the task in front of an attempt's),
 `groups` (two tasks, eight answers each), and `apart` (nothing in common: what looking for it costs). A round is
@@ -34,16 +34,16 @@ from trainer.ranks.shard import cut
 from trainer.ranks.spec import ModelSource, RankSpec
 
 CAP = 4_096
-ROUNDS = 2
+ROUNDS = 5
 VOCABULARY = 2_048
 MODEL: dict[str, Any] = {
     "model_type": "qwen3",
     "vocab_size": VOCABULARY,
-    "hidden_size": 128,
-    "intermediate_size": 384,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
+    "hidden_size": 256,
+    "intermediate_size": 768,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 8,
+    "num_key_value_heads": 4,
     "head_dim": 32,
     "tie_word_embeddings": True,
 }
