@@ -10,15 +10,13 @@ That is not taken on trust: an attempt with a token of another version does not 
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from rlframe.collector import Collector
 from rlframe.interfaces import RolloutRequest, RolloutService
 from rlframe.types import Task, Trajectory, WeightManifest
-
-COLLECT_TIMEOUT_S = 1.0
 
 
 class Ledger(Protocol):
@@ -54,15 +52,11 @@ class BackgroundEvaluation:
         that the ledger has from before a restart."""
         self._service, self._ledger, self._publish = service, ledger, publish
         self._tasks, self._known = tasks, set(known)
-        self._changed = threading.Condition()
         self._version = -1
         self._waiting: set[str] = set()
         self._finished: list[Trajectory] = []
-        self._error: BaseException | None = None
-        self._closing = threading.Event()
-        self._collector = threading.Thread(
-            target=self._collect, name="evaluation-collector", daemon=True
-        )
+        self._collector = Collector("evaluation-collector", service.collect, self._keep)
+        self._changed = self._collector.changed
 
     def start(self) -> None:
         self._collector.start()
@@ -89,9 +83,8 @@ class BackgroundEvaluation:
         """None where there is none, or it is still under way. Raises what the collector raised."""
         with self._changed:
             if wait:
-                self._changed.wait_for(lambda: self._error is not None or not self._waiting)
-            if self._error is not None:
-                raise self._error
+                self._collector.wait_for(lambda: not self._waiting)
+            self._collector.check()
             if self._waiting or not self._finished:
                 return None
             finished, self._finished = self._finished, []
@@ -101,27 +94,13 @@ class BackgroundEvaluation:
 
     def close(self) -> None:
         """Stops collecting; what has ended is in the store."""
-        self._closing.set()
-        if self._collector.is_alive():
-            self._collector.join(timeout=COLLECT_TIMEOUT_S * 5)
-
-    def _collect(self) -> None:
-        try:
-            while not self._closing.is_set():
-                finished = self._service.collect(COLLECT_TIMEOUT_S)
-                if finished:
-                    self._keep(finished)
-        except BaseException as error:  # noqa: BLE001 - handed to the loop, which raises it
-            with self._changed:
-                self._error = error
-                self._changed.notify_all()
+        self._collector.close()
 
     def _keep(self, finished: Sequence[Trajectory]) -> None:
         self._ledger.put(finished)
         with self._changed:
             self._finished += [t for t in finished if t.id in self._waiting]
             self._waiting -= {t.id for t in finished}
-            self._changed.notify_all()
 
     def _new_id(self, version: int, task: Task) -> str:
         """One that the ledger does not have: after a restart a version may be evaluated again."""

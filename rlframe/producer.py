@@ -19,16 +19,15 @@ towards short attempts for steps that no long one holds up.
 from __future__ import annotations
 
 import math
-import threading
 from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
+from rlframe.collector import Collector
 from rlframe.intake import Intake, LossLimit
 from rlframe.interfaces import RolloutRequest, RolloutService, TaskSource
 from rlframe.types import Status, Task, Trajectory
 
-COLLECT_TIMEOUT_S = 1.0
 EVALUATION_PREFIX = "eval/"
 TRAINING_PREFIX = "train/"
 
@@ -98,7 +97,6 @@ class Producer:
         self._on_progress = on_progress
         self._listener: Listener = listener or _Nobody()
         self._version = version
-        self._changed = threading.Condition()
         self._in_flight: dict[str, int] = {}  # training id -> version at admission
         self._ready: dict[
             str, tuple[int, Trajectory]
@@ -111,9 +109,8 @@ class Producer:
         self._leftover: Sequence[int] = ()
         self._intake = intake
         self._losses = LossLimit(max_share=max_lost_share, window=2 * batch_trajectories)
-        self._error: BaseException | None = None
-        self._closing = threading.Event()
-        self._collector = threading.Thread(target=self._collect, name="collector", daemon=True)
+        self._collector = Collector("collector", service.collect, self._keep)
+        self._changed = self._collector.changed
 
     def start(self) -> None:
         """Takes over what a stopped run left: finished attempts wait; unfinished ones start again,
@@ -136,8 +133,7 @@ class Producer:
                 self._submit(self._leftover)
                 self._leftover = ()
                 self._admit()
-                self._changed.wait_for(lambda: self._error is not None or self._complete())
-                self._reraise()
+                self._collector.wait_for(self._complete)
                 chosen = self._choose()
                 self._ledger.record_batch(step, chosen)
                 recorded = [self._ready.pop(i)[1] for i in chosen]
@@ -178,28 +174,12 @@ class Producer:
             [RolloutRequest(id=i, task=task) for i, task in zip(ids, tasks, strict=True)]
         )
         with self._changed:
-            self._changed.wait_for(
-                lambda: self._error is not None or all(i in self._evaluations for i in ids)
-            )
-            self._reraise()
+            self._collector.wait_for(lambda: all(i in self._evaluations for i in ids))
             return [self._evaluations.pop(i) for i in ids]
 
     def close(self) -> None:
         """Stops collecting. Finished trajectories are in the store already."""
-        self._closing.set()
-        if self._collector.is_alive():
-            self._collector.join(timeout=COLLECT_TIMEOUT_S * 5)
-
-    def _collect(self) -> None:
-        try:
-            while not self._closing.is_set():
-                finished = self._service.collect(COLLECT_TIMEOUT_S)
-                if finished:
-                    self._keep(finished)
-        except BaseException as error:  # noqa: BLE001 - handed to the loop, which raises it
-            with self._changed:
-                self._error = error
-                self._changed.notify_all()
+        self._collector.close()
 
     def _keep(self, finished: Sequence[Trajectory]) -> None:
         # A sync comes before the release that says so: engines may be one version ahead.
@@ -228,7 +208,6 @@ class Producer:
                 else:
                     self._drop(trajectory)
             self._on_progress(len(self._ready), self._batch)
-            self._changed.notify_all()
 
     def _drop(self, trajectory: Trajectory) -> None:
         """A failed attempt never trains: a fresh task takes its slot, unless too much is lost."""
@@ -291,7 +270,3 @@ class Producer:
     def _choose(self) -> list[str]:
         by_age = sorted(self._ready, key=lambda i: (self._ready[i][0], task_index(i)))
         return sorted(by_age[: self._batch], key=task_index)
-
-    def _reraise(self) -> None:
-        if self._error is not None:
-            raise self._error

@@ -10,18 +10,16 @@ scored already. Each trace is read in its own context, whatever mode made it. Wh
 
 from __future__ import annotations
 
-import threading
 import time
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import numpy as np
 
+from rlframe.collector import Collector
 from rlframe.distillation.signals import Taught
 from rlframe.teaching import ScoreRequest, TeacherScores, TeacherService
 from rlframe.types import Trace, Trajectory
-
-COLLECT_TIMEOUT_S = 1.0
 
 
 class Kept(Protocol):
@@ -43,12 +41,10 @@ class Scoring:
         top_k: int = 0,
     ) -> None:
         self._service, self._kept, self._teacher_of, self._top_k = service, kept, teacher_of, top_k
-        self._changed = threading.Condition()
+        self._collector = Collector("scores", service.collect, self._keep)
+        self._changed = self._collector.changed
         self._asked: dict[str, _Asked] = {}  # by trajectory, until its scores are fetched
         self._waited_s = 0.0
-        self._error: BaseException | None = None
-        self._closing = threading.Event()
-        self._collector = threading.Thread(target=self._collect, name="scores", daemon=True)
 
     def start(self) -> None:
         self._collector.start()
@@ -74,14 +70,8 @@ class Scoring:
         self.begin(trajectories)
         began_s = time.monotonic()
         with self._changed:
-            self._changed.wait_for(
-                lambda: (
-                    self._error is not None or all(self._asked[t.id].complete for t in trajectories)
-                )
-            )
+            self._collector.wait_for(lambda: all(self._asked[t.id].complete for t in trajectories))
             self._waited_s += time.monotonic() - began_s
-            if self._error is not None:
-                raise self._error
             found = [self._asked.pop(t.id).taught for t in trajectories]
         return [scores for own in found for scores in own or ()]
 
@@ -99,21 +89,13 @@ class Scoring:
 
     def close(self) -> None:
         """What is scored is kept already."""
-        self._closing.set()
-        if self._collector.is_alive():
-            self._collector.join(timeout=COLLECT_TIMEOUT_S * 5)
+        self._collector.close()
 
-    def _collect(self) -> None:
-        try:
-            while not self._closing.is_set():
-                for scores in self._service.collect(COLLECT_TIMEOUT_S):
-                    self._keep(scores)
-        except BaseException as error:  # noqa: BLE001 - handed to the learner, which raises it
-            with self._changed:
-                self._error = error
-                self._changed.notify_all()
+    def _keep(self, found: Sequence[TeacherScores]) -> None:
+        for scores in found:
+            self._keep_one(scores)
 
-    def _keep(self, scores: TeacherScores) -> None:
+    def _keep_one(self, scores: TeacherScores) -> None:
         trajectory_id, _, position = scores.id.rpartition("/")
         with self._changed:
             asked = self._asked.get(trajectory_id)
@@ -124,7 +106,6 @@ class Scoring:
             if asked.taught is None:
                 return
             self._kept.put(trajectory_id, asked.taught)
-            self._changed.notify_all()
 
 
 class _Asked:
