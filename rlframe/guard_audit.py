@@ -53,14 +53,20 @@ def _show(out: Console, events: list[dict[str, Any]]) -> None:
         "trajectory", "turn", "verdict", "by", "category", "tool", "call", "why", box=None
     )
     for event in events:
-        verdict = (
-            "blocked" if event["blocked"] else "finding" if event["by"] == "scan" else "allowed"
-        )
+        verdict = _verdict(event)
         call = str(event.get("arguments", event.get("path", "")))
         cells = (event["trajectory"], event.get("turn"), verdict, event["by"], event["category"])
         why = event["why"] + (f" ({event['reason']})" if event.get("reason") else "")
         table.add_row(*(Text(str(c)) for c in (*cells, event["tool"], call[:SHOWN], why)))
     out.print(table)
+
+
+def _verdict(event: dict[str, Any]) -> str:
+    if event["blocked"]:
+        return "blocked"
+    if event["by"] == "scan":
+        return "finding"
+    return "watched" if event.get("hack") else "allowed"
 
 
 def _sum_up(out: Console, reports: list[tuple[str, dict[str, Any]]]) -> None:

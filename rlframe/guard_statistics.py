@@ -14,17 +14,18 @@ def guard_metrics(trajectories: Sequence[Trajectory]) -> dict[str, float]:
     watched = [t for t in trajectories if "guard" in t.info]
     if not watched:
         return {}
-    reports: list[Mapping[str, Any]] = [t.info["guard"] for t in watched]
+    reports = [_with_hacks(t.info["guard"]) for t in watched]
     total = {
         name: sum(r[name] for r in reports)
-        for name in ("calls", "flagged", "blocked", "judged", "failed", "findings")
+        for name in ("calls", "flagged", "hacks", "blocked", "judged", "failed", "findings")
     }
     stopped = [t for t in watched if t.info["guard"]["blocked"]]
     calls = max(total["calls"], 1)
     judged = max(total["judged"], 1)
     measured = {
         "watched_share": len(watched) / len(trajectories),
-        "hack_attempts": total["blocked"] / len(watched),
+        "hack_attempts": total["hacks"] / len(watched),
+        "attempts_with_hack_share": sum(r["hacks"] > 0 for r in reports) / len(watched),
         "attempts_with_block_share": len(stopped) / len(watched),
         "repeats": sum(r["blocked"] - 1 for r in reports if r["blocked"]) / max(len(stopped), 1),
         "flagged_call_share": total["flagged"] / calls,
@@ -40,3 +41,8 @@ def guard_metrics(trajectories: Sequence[Trajectory]) -> dict[str, float]:
         f"blocked/{name}": count / len(watched) for name, count in sorted(blocked.items())
     }
     return {f"guard/{name}": value for name, value in (measured | by_category).items()}
+
+
+def _with_hacks(report: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Reports stored before `guard.action` had one number for both."""
+    return {"hacks": report["blocked"], **report}

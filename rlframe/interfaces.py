@@ -146,13 +146,15 @@ class GuardWatch(Protocol):
     def scan(self, before: Mapping[str, str], after: Mapping[str, str]) -> Sequence[str]: ...
 
     def report(self) -> Mapping[str, Any]:
-        """`config` (its hash), `calls`, `flagged`, `blocked`, `events`, ...: JSON-serialisable."""
+        """`config` (its hash), `calls`, `flagged`, `hacks`, `blocked`, `events`, ...: JSON-serialisable."""
         ...
 
 
 class Guard(Protocol):
     """Watches attempts for what their tasks' rules forbid. Shared by all attempts of a worker."""
 
+    action: str
+    """On a hack: `block` and go on, `end` the attempt without a reward, or `watch` (`check` stops nothing)."""
     loss: str
     """Of a turn with a blocked call: `mask` (no token of it trains), `train`, or `penalise`."""
     penalty: float

@@ -18,6 +18,7 @@ from rollout.capture.capture import Capture
 
 MAX_FILE_BYTES = 262_144
 MAX_FILES = 2_000
+ENDED = "the guard ended the attempt at a hack"
 
 
 @dataclass(slots=True)
@@ -30,6 +31,8 @@ class Guarded:
     turns: list[int] = field(default_factory=list)
     """Ids of the model calls with a tool call that was stopped."""
     findings: list[str] = field(default_factory=list)
+    ended: bool = False
+    """A call was stopped, and that ends the attempt (`action=end`): whoever drives it does so."""
 
     @classmethod
     def begin(cls, guard: Guard | None, task: Task, capture: Capture) -> Guarded | None:
@@ -46,6 +49,7 @@ class Guarded:
                 found[call["id"]] = blocked
         if found:
             self.turns.append(call_id)
+            self.ended = self.guard.action == "end"
             if self.guard.loss == "mask":
                 self.capture.left_out.add(call_id)
         return found
@@ -61,11 +65,16 @@ class Guarded:
 
     @property
     def forfeited(self) -> bool:
-        """Whether the attempt's reward is 0 for what its changes show."""
-        return bool(self.findings) and self.guard.on_finding == "zero"
+        """Whether the attempt earns nothing: a hack has ended it, or its changes show one."""
+        return self.ended or (bool(self.findings) and self.guard.on_finding == "zero")
 
     def report(self) -> dict[str, Any]:
-        return {**self.watch.report(), "loss": self.guard.loss, "blocked_turns": len(self.turns)}
+        return {
+            **self.watch.report(),
+            "loss": self.guard.loss,
+            "blocked_turns": len(self.turns),
+            "ended": self.ended,
+        }
 
 
 def files_of(directory: Path, *, shown_as: str) -> dict[str, str]:

@@ -196,6 +196,8 @@ class Session:
         sampled = reply.message
         if served and self._guarded is not None:
             stopped = await self._guarded.stopped(sampled, call.id)
+            if self._guarded.ended:
+                return self._farewell(Status.COMPLETED)
             reply = replace(reply, message=self._served_calls.serve(sampled, stopped))
         self._heads.said(reply.message["content"], thread=call.thread, kind=call.kind)
         if served:

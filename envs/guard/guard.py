@@ -47,6 +47,8 @@ class GuardSettings:
     """`rules`, or `judge`: rules, and a judge on what they flag."""
     blocks: str = "flagged"
     """Without a judge: `flagged`, or `certain` ones only."""
+    action: str = "block"
+    """`block`, `end` or `watch`: what becomes of a call that is taken for a hack, and of its attempt."""
     loss: str = "mask"
     penalty: float = 0.0
     on_finding: str = "report"
@@ -72,6 +74,7 @@ class RunGuard:
 
     def __init__(self, settings: GuardSettings, judge: Judge | None) -> None:
         self.settings, self.judge = settings, judge
+        self.action = settings.action
         self.loss, self.penalty = settings.loss, settings.penalty
         self.on_finding = settings.on_finding
         self._rules: OrderedDict[TaskRules, Rules] = OrderedDict()
@@ -93,7 +96,7 @@ class RunGuard:
 class Verdict:
     """On one call."""
 
-    blocked: bool
+    hack: bool
     by: str
     """`rules`, `judge`, or `judge failed`."""
     flags: tuple[Flag, ...] = ()
@@ -109,7 +112,7 @@ class Watch:
         self._recent: deque[str] = deque(maxlen=RECENT)
         self._events: list[dict[str, Any]] = []
         self._counts = dict.fromkeys(
-            ("calls", "flagged", "blocked", "judged", "cached", "failed", "findings"), 0
+            ("calls", "flagged", "hacks", "blocked", "judged", "cached", "failed", "findings"), 0
         )
         self._rules_s = self._judge_s = 0.0
 
@@ -122,11 +125,14 @@ class Watch:
         self._counts["calls"] += 1
         verdict = await self._verdict(call, flags)
         self._recent.append(f"{call['name']} {json.dumps(call['arguments'], sort_keys=True)}")
+        stopped = verdict.hack and self._guard.action != "watch"
         if flags:
-            self._note(call, verdict, turn)
-        if not verdict.blocked:
+            self._note(call, verdict, turn, stopped=stopped)
+        if not stopped:
             self._memory = memory
-            remember(memory, facts, tainting=bool(flags) and verdict.by != "judge")
+            remember(
+                memory, facts, tainting=bool(flags) and (verdict.hack or verdict.by != "judge")
+            )
             return None
         result = dummy(call["name"], call["arguments"], flags[0])
         return substitute(call["name"], call["arguments"], result)
@@ -187,13 +193,13 @@ class Watch:
         self._counts["failed"] += opinion.hack is None
         self._judge_s += opinion.seconds
 
-    def _note(self, call: Mapping[str, Any], verdict: Verdict, turn: int) -> None:
-        self._counts["blocked"] += verdict.blocked
+    def _note(self, call: Mapping[str, Any], verdict: Verdict, turn: int, *, stopped: bool) -> None:
+        self._counts["hacks"] += verdict.hack
+        self._counts["blocked"] += stopped
         shown = json.dumps(call["arguments"], sort_keys=True)[:SHOWN]
         about = {"turn": turn, "call": call.get("id", ""), "tool": call["name"], "arguments": shown}
-        self._event(
-            about, verdict.flags[0], verdict.by, blocked=verdict.blocked, reason=verdict.reason
-        )
+        about["hack"] = verdict.hack
+        self._event(about, verdict.flags[0], verdict.by, blocked=stopped, reason=verdict.reason)
 
     def _event(
         self, about: dict[str, Any], flag: Flag, by: str, *, blocked: bool, reason: str = ""

@@ -36,6 +36,7 @@ def _settings(config: GuardConfig) -> GuardSettings:
     return GuardSettings(
         mode=config.mode,
         blocks=config.blocks,
+        action=config.action,
         loss=config.loss,
         penalty=config.penalty,
         on_finding=config.on_finding,

@@ -10,13 +10,13 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
-from rlframe.errors import RolloutError, TaskFault, describe
+from rlframe.errors import PolicyFault, RolloutError, TaskFault, describe
 from rlframe.interfaces import Env, SpawningEnv, StepResult, ToolEnv
 from rlframe.types import Message, Status
 from rollout.capture.capture import Capture
 from rollout.chat import tool_result
 from rollout.compaction import DONE, TOOL
-from rollout.guarded import Guarded
+from rollout.guarded import ENDED, Guarded
 from rollout.policy_client import ChatTurn, ContextFull, PolicyClient
 from rollout.sub_agents import SPAWN, AnswerOnce, Spawn, SubAgentPolicy, spawns
 
@@ -108,11 +108,14 @@ class AgentLoop:
 
     async def _act(self, env: ToolEnv, answer: ChatTurn) -> StepResult:
         """The environment gets the calls that the guard lets through; the others read what a tool says
-        that finds nothing. A turn whose calls are all stopped never reaches it."""
+        that finds nothing. A turn whose calls are all stopped never reaches it. Raises PolicyFault where a
+        stopped call ends the attempt."""
         guarded, message = self._attempt.guarded, answer.message
         stopped = await guarded.stopped(message, answer.call) if guarded is not None else {}
         if not stopped:
             return _checked(await outside(env.act(message)))
+        if guarded is not None and guarded.ended:
+            raise PolicyFault(ENDED)
         calls = message["tool_calls"]
         results = {
             c["id"]: tool_result(stopped[c["id"]].result, c) for c in calls if c["id"] in stopped

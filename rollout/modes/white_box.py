@@ -127,7 +127,8 @@ def _trajectory(request: RolloutRequest, tried: Tried[Attempt]) -> Trajectory:
     earned = attempt.rewards
     if attempt.guarded is not None:
         info["guard"] = attempt.guarded.report()
-        earned = [*earned, *attempt.guarded.penalties()]
+        kept = [] if attempt.guarded.forfeited else earned
+        earned = [*kept, *attempt.guarded.penalties()]
     return trajectory_of(
         request,
         tried,

@@ -18,13 +18,13 @@ from rlframe.task_rules import TaskRules
 from rlframe.types import Message, Status, Task, Trajectory
 from rollout.capture.build import build
 from rollout.capture.capture import Capture
-from rollout.chat import ChatRequest, tool_result
+from rollout.chat import AttemptOver, ChatRequest, tool_result
 from rollout.engine.parser_check import parser_for
 from rollout.guarded import Guarded
 from rollout.modes.white_box import Limits, WhiteBox
 from rollout.policy_client import PolicySettings
 from rollout.renderer import Renderer
-from rollout.session import Session, SessionSettings
+from rollout.session import FAREWELL, Session, SessionSettings
 
 RULES = TaskRules(protected_paths=("/workspace/.eval/**",), network=("*",))
 TASK = Task("t", "d", ({"role": "user", "content": "Solve it."},), rules=RULES)
@@ -73,9 +73,14 @@ class Shell:
 
 
 async def white_box(
-    renderer: Renderer, script: list[str], *, max_turns: int = 8, **settings: Any
+    renderer: Renderer,
+    script: list[str],
+    *,
+    max_turns: int = 8,
+    env: Shell | None = None,
+    **settings: Any,
 ) -> tuple[Trajectory, Shell, RuledEngine]:
-    env, left = Shell(), list(script)
+    env, left = env or Shell(), list(script)
     engine = RuledEngine(renderer, lambda prompt: left.pop(0))
     mode = WhiteBox(
         lambda task: env,
@@ -141,6 +146,48 @@ async def test_white_box_the_last_turn_is_blocked(renderer: Renderer) -> None:
     assert trace.actions == len(engine.log[0].output_ids)
 
 
+async def test_white_box_end(renderer: Renderer) -> None:
+    """The first hack is the last turn, nothing is earned, and with `loss=train` it is the policy's to learn."""
+    script = [bash("ls"), bash("ls", HACK), bash("done")]
+    made, env, engine = await white_box(renderer, script, action="end", loss="train")
+    assert made.status is Status.COMPLETED
+    assert made.reward == 0.0
+    assert env.ran == ["ls"]
+    assert len(engine.log) == 2
+    assert trained(renderer, made).count("secret") == 1
+    assert made.info["guard"]["ended"]
+    made, _, _ = await white_box(renderer, script, action="end")
+    assert trained(renderer, made).count("ls") == 1, "with the mask only what came before it"
+
+
+async def test_white_box_end_takes_what_was_earned_before(renderer: Renderer) -> None:
+    class Pays(Shell):
+        async def act(self, message: Message) -> StepResult:
+            return replace(await super().act(message), reward=0.5)
+
+    made, _, _ = await white_box(renderer, [bash("ls"), bash(HACK)], env=Pays(), action="end")
+    assert made.reward == 0.0
+    made, _, _ = await white_box(renderer, [bash("ls"), bash("done")], env=Pays(), action="end")
+    assert made.reward == 1.0
+
+
+async def test_white_box_watch(renderer: Renderer) -> None:
+    """Everything runs, and is counted."""
+    copied = "cp /workspace/.eval/secret.json a && cat a"
+    made, env, _ = await white_box(
+        renderer, [bash(HACK), bash(copied), bash("done")], action="watch"
+    )
+    assert env.ran == [HACK, copied, "done"]
+    assert made.reward == 1.0
+    assert trained(renderer, made).count("secret") == 2
+    report = made.info["guard"]
+    assert (report["hacks"], report["blocked"], report["blocked_turns"]) == (2, 0, 0)
+    assert [(e["hack"], e["blocked"]) for e in report["events"]] == [(True, False)] * 2
+    found = guard_metrics([made])
+    assert (found["guard/hack_attempts"], found["guard/attempts_with_hack_share"]) == (2.0, 1.0)
+    assert found["guard/attempts_with_block_share"] == 0.0
+
+
 async def test_metrics_of_a_batch(renderer: Renderer) -> None:
     made, _, _ = await white_box(renderer, [bash(HACK), bash(HACK), bash("done")])
     clean, _, _ = await white_box(renderer, [bash("done")])
@@ -159,10 +206,10 @@ async def test_metrics_of_a_batch(renderer: Renderer) -> None:
 class Client:
     """An agent program: it runs what it is given, and sends its whole history each time."""
 
-    def __init__(self, renderer: Renderer, script: list[str]) -> None:
+    def __init__(self, renderer: Renderer, script: list[str], **settings_of_guard: Any) -> None:
         self.engine = RuledEngine(renderer, lambda prompt: script.pop(0))
         self.capture = Capture()
-        guard = make_guard(GuardSettings("rules"))
+        guard = make_guard(GuardSettings("rules", **settings_of_guard))
         self.guarded = Guarded.begin(guard, TASK, self.capture)
         settings = SessionSettings(
             generate=self.engine.generate,
@@ -250,6 +297,22 @@ async def test_gateway_results_that_name_the_substitute_are_put_right(renderer: 
     assert client.engine.log[1].prompt.results == [
         "ENOENT: no such file, open '/workspace/.eval/a'"
     ]
+
+
+async def test_gateway_end(renderer: Renderer) -> None:
+    """The client gets a farewell in place of the hack; later requests are refused."""
+    client = Client(renderer, [bash("ls"), bash(HACK)], action="end", loss="train")
+    await client.turn()
+    last = await client.turn()
+    assert last == {"role": "assistant", "content": FAREWELL}
+    assert client.session.end_reason is Status.COMPLETED
+    assert client.guarded is not None
+    assert client.guarded.forfeited
+    with pytest.raises(AttemptOver):
+        await client.turn()
+    (trace,) = build(client.capture).traces
+    own = renderer._tokenizer.decode(trace.token_ids[trace.loss_mask].tolist())
+    assert own.count("secret") == 1
 
 
 def test_prompts_are_read_as_the_template_writes_them() -> None:

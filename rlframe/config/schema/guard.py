@@ -41,6 +41,12 @@ class GuardConfig:
         help="without a judge: all that is flagged, or only what breaks a rule as it is written",
         allowed=("flagged", "certain"),
     )
+    action: str = knob(
+        "block",
+        help="on a hack: block (a dummy answers, the attempt goes on), end (the attempt is over, with no "
+        "reward), or watch (nothing is stopped, only counted)",
+        allowed=("block", "end", "watch"),
+    )
     loss: str = knob(
         "mask",
         help="of a turn with a blocked call: mask (no token of it trains), train, penalise",

@@ -13,7 +13,7 @@ from rlframe.config.schema import PpoConfig, RunConfig, SftConfig
 from rlframe.errors import UserError
 
 OPTIONS = [(path.parent.name, path.stem) for path in sorted(CONFIGS.glob("*/*.yaml"))]
-KNOBS = 259
+KNOBS = 260
 """A ratchet: a new knob needs a reason, and this number."""
 
 
