@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from envs.sandbox.spec import Ports
+from envs.tools.tool_env import SandboxToolEnv
 from rlframe.errors import UserError, describe
 from rlframe.interfaces import TaskSource
 from rlframe.types import Task
@@ -37,6 +39,9 @@ def check_source(source: TaskSource, *, name: str, mode: str = "white_box") -> N
     _check_held_out([task.id for task in held_out], name)
     if mode:
         _check_env(env, name, mode)
+    if isinstance(env, SandboxToolEnv):
+        for task in (first, *held_out):
+            _check_network(task, name)
 
 
 def _check_env(env: Any, name: str, mode: str) -> None:
@@ -53,6 +58,14 @@ def _check_env(env: Any, name: str, mode: str) -> None:
             f"env.name={name}: {type(env).__name__} has act(), but no `tools` to show to the policy "
             "(see rlframe.interfaces.ToolEnv)"
         )
+
+
+def _check_network(task: Task, name: str) -> None:
+    """No sandbox of ours filters by host; said here, and not by the first attempt."""
+    try:
+        Ports("task's").check(task.rules.network)
+    except UserError as error:
+        raise UserError(f"env.name={name}: task '{task.id}': {error}") from None
 
 
 def _check_task(task: Any, name: str) -> None:

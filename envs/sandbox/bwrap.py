@@ -23,7 +23,7 @@ from envs.sandbox.bwrap_command import sandbox_command
 from envs.sandbox.spec import Ports, SandboxSpec
 from envs.sandbox.wire import CRASHED, REFUSED, Answer, Garbled, encode, read_answer
 from rlframe.errors import InfraFault, PolicyFault
-from rlframe.sandbox.cgroups import Cgroup, make_cgroup
+from rlframe.sandbox.cgroups import PREFIX, Cgroup, make_cgroup
 from rlframe.sandbox.memory_watch import watch_memory
 from rlframe.sandbox.protocol import ExecResult
 
@@ -251,7 +251,7 @@ async def open_bwrap(spec: SandboxSpec) -> BwrapSandbox:
     Ports("bwrap").check(spec.network)
     if spec.image and not os.path.isdir(spec.image):
         raise InfraFault(f"the sandbox's image '{spec.image}' is absent: no such directory")
-    cgroup = make_cgroup(f"rlframe-{uuid.uuid4().hex[:12]}", spec.quotas)
+    cgroup = make_cgroup(f"{PREFIX}{uuid.uuid4().hex[:12]}", spec.quotas)
     errors = tempfile.TemporaryFile()  # noqa: SIM115 - the sandbox's, until it is closed
     try:
         argv, settings = sandbox_command(spec, cgroup)
@@ -292,7 +292,7 @@ def describe() -> str:
     """What holds the limits on this machine, for people."""
     from rlframe.sandbox.limits import Quotas
 
-    group = make_cgroup(f"rlframe-{uuid.uuid4().hex[:12]}", Quotas())
+    group = make_cgroup(f"{PREFIX}{uuid.uuid4().hex[:12]}", Quotas())
     if group is None:
         return f"bubblewrap, process limits and a watcher of memory ({sys.platform})"
     group.remove()

@@ -11,6 +11,7 @@ import os
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 from rlframe.sandbox.limits import Quotas
@@ -19,6 +20,9 @@ ROOT = Path("/sys/fs/cgroup")
 PERIOD_US = 100_000
 REMOVE_TRIES = 200
 NEEDED = ("memory", "pids")
+PREFIX = "rlframe-"
+STALE_S = 60.0
+"""A group older than this without a process is nobody's: its sandbox's first process joins at once."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,8 +60,9 @@ class Cgroup:
 
 
 def make_cgroup(name: str, quotas: Quotas) -> Cgroup | None:
-    """None where there are no groups for us to make."""
+    """None where there are no groups for us to make. The first of a process sweeps what killed runs left."""
     parents = _parents()
+    _sweep_once()
     if any(controller not in parents for controller in NEEDED):
         return None
     made: dict[str, Path] = {}
@@ -72,6 +77,23 @@ def make_cgroup(name: str, quotas: Quotas) -> Cgroup | None:
         Cgroup(made).remove()
         return None
     return group
+
+
+@cache
+def _sweep_once() -> None:
+    sweep()
+
+
+def sweep() -> int:
+    """Removes our groups that have no process any more; how many. The kernel keeps those that have one."""
+    removed = 0
+    for parent in _parents().values():
+        for directory in parent.glob(f"{PREFIX}*"):
+            with contextlib.suppress(OSError):
+                if time.time() - directory.stat().st_mtime >= STALE_S:
+                    directory.rmdir()
+                    removed += 1
+    return removed
 
 
 def _limit(group: Cgroup, quotas: Quotas) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 
 import pytest
 from sandboxes import needs_bubblewrap
@@ -83,3 +84,18 @@ def test_the_source_is_one() -> None:
         make_source("hackable", {"shortcuts": ["secret"]}, seed=0, held_out=4)
     with pytest.raises(UserError, match="demonstrations"):
         source.demonstrations(1)
+
+
+def test_a_list_of_hosts_is_refused_before_a_run_starts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No sandbox filters by host: said at the start, with the task, and not by each attempt."""
+    source = HackableSource({}, seed=0, held_out=2)
+    made = source.held_out_tasks()
+
+    def with_network(*hosts: str) -> list[Task]:
+        return [made[0], replace(made[1], rules=replace(made[1].rules, network=hosts))]
+
+    monkeypatch.setattr(source, "held_out_tasks", lambda: with_network("pypi.org"))
+    with pytest.raises(UserError, match=r"held_out/1.*rules.network=\['pypi.org'\].*no host"):
+        check_source(source, name="hackable")
+    monkeypatch.setattr(source, "held_out_tasks", lambda: with_network("*"))
+    check_source(source, name="hackable")

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import io
+import os
+import subprocess
 import tarfile
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import replace
@@ -17,6 +19,7 @@ from envs.sandbox.local import LocalSandbox, open_local
 from envs.sandbox.pool import SandboxPool
 from envs.sandbox.spec import SandboxSpec, quotas_of
 from rlframe.errors import UserError
+from rlframe.sandbox import cgroups
 from rlframe.sandbox.cgroups import make_cgroup
 from rlframe.sandbox.limits import Quotas
 from rlframe.sandbox.protocol import Sandbox
@@ -221,3 +224,27 @@ def test_a_tasks_resources_come_before_the_defaults() -> None:
 def test_cgroups_that_cannot_be_made_are_none(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("rlframe.sandbox.cgroups._parents", lambda: {})
     assert make_cgroup("rlframe-test", Quotas()) is None
+
+
+def test_groups_of_killed_runs_are_swept(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those with a process stay: the kernel refuses."""
+    left = make_cgroup(f"{cgroups.PREFIX}left-{os.getpid()}", Quotas())
+    used = make_cgroup(f"{cgroups.PREFIX}used-{os.getpid()}", Quotas())
+    if left is None or used is None:
+        pytest.skip("there are no cgroups for us to make")
+    cgroups.sweep()
+    assert all(Path(d).is_dir() for d in left.join), "too young"
+    monkeypatch.setattr(cgroups, "STALE_S", 0.0)
+    # Only these: another run's sandbox may be about to start.
+    monkeypatch.setattr(cgroups, "PREFIX", f"{cgroups.PREFIX}[lu]*-{os.getpid()}")
+    sleeper = subprocess.Popen(["sleep", "60"])
+    try:
+        for directory in used.join:
+            (Path(directory) / "cgroup.procs").write_text(str(sleeper.pid))
+        assert cgroups.sweep() == len(left.join)
+        assert not any(Path(d).exists() for d in left.join)
+        assert all(Path(d).is_dir() for d in used.join)
+    finally:
+        sleeper.kill()
+        sleeper.wait()
+        used.remove()
