@@ -33,10 +33,11 @@ test: setup lint ## linters and all tests but the slow ones
 test-all: setup lint ## every test, the slow ones too
 	@$(BIN)/python -m pytest $(TESTS) -m 'not gpu' -n 2 --dist loadgroup
 
-test-agents: setup ## the real agent programs in their sandbox (installs them into .agents/; skips what it can't)
+test-agents: setup ## the real agent programs and environment packages (installs into .agents/, .peers/; skips what it can't)
 	@command -v bwrap > /dev/null || { apt-get update -qq && apt-get install -y -qq bubblewrap tmux; } > /dev/null 2>&1 \
 	  || echo "bubblewrap is missing and could not be installed: its tests are skipped"
 	@$(BIN)/python scripts/install_agents.py || true
+	@$(BIN)/python scripts/install_peers.py || true
 	@$(BIN)/python -m pytest tests/agents -m 'not gpu' -rs
 
 lint: setup ## ruff, mypy, import rules
@@ -49,4 +50,4 @@ doctor: setup ## what this machine has, what it lacks, how to mend it
 	@$(BIN)/rlframe doctor
 
 clean: ## remove the environment and caches; runs/ stays
-	rm -rf .venv .venv-trl .venv-trl-opd .venv-verl .mypy_cache .ruff_cache .pytest_cache .hypothesis *.egg-info
+	rm -rf .venv .peers .venv-trl .venv-trl-opd .venv-verl .mypy_cache .ruff_cache .pytest_cache .hypothesis *.egg-info

@@ -19,7 +19,7 @@ from typing import Any
 from envs import options
 from envs.loading import load_object
 from envs.tools.tool_env import finite_reward
-from rlframe.errors import TaskFault, UserError, describe
+from rlframe.errors import TaskFault, UserError, describe, nearest
 from rlframe.interfaces import Score, StepResult
 from rlframe.types import Demonstration, Message, Task
 
@@ -83,7 +83,10 @@ def _maker(chosen: GymnasiumOptions) -> Callable[[], Any]:
             f"env.args.id={chosen.id}: gymnasium is not installed: `pip install gymnasium`"
         ) from None
     if chosen.id not in gymnasium.registry:
-        raise UserError(f"env.args.id={chosen.id}: gymnasium has no such environment registered")
+        raise UserError(
+            f"env.args.id={chosen.id}: gymnasium has no such environment registered."
+            f"{nearest(chosen.id, gymnasium.registry)}"
+        )
     return lambda: gymnasium.make(chosen.id, **chosen.args)
 
 

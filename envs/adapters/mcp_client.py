@@ -12,20 +12,17 @@ Protocol revision 2025-06-18; only what tools need of it.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import json
-import os
-import signal
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import aiohttp
 
+from envs.adapters.json_lines import start_program
 from rlframe.errors import InfraFault
 
 REVISION = "2025-06-18"
-MAX_LINE = 16 << 20
 Send = Callable[[Mapping[str, Any]], Awaitable[Mapping[str, Any] | None]]
 """One JSON-RPC message; its answer, where it is a request."""
 
@@ -106,77 +103,12 @@ def _text(part: Mapping[str, Any]) -> str:
     return f"[{part.get('type', 'something')}: {part.get('mimeType', 'not shown')}]"
 
 
-@dataclass(slots=True)
-class _Stdio:
-    process: asyncio.subprocess.Process
-    waiting: dict[int, asyncio.Future[Mapping[str, Any]]] = field(default_factory=dict)
-    reading: asyncio.Task[None] | None = None
-
-    async def send(self, message: Mapping[str, Any]) -> Mapping[str, Any] | None:
-        stdin, number = self.process.stdin, message.get("id")
-        assert stdin is not None
-        future: asyncio.Future[Mapping[str, Any]] = asyncio.get_running_loop().create_future()
-        if number is not None:
-            self.waiting[number] = future
-        try:
-            if self.reading is None or self.reading.done():
-                raise InfraFault("the MCP server has ended")
-            stdin.write(json.dumps(message).encode() + b"\n")
-            await stdin.drain()
-            return await future if number is not None else None
-        except ConnectionError as error:
-            raise InfraFault(f"the MCP server has ended: {error}") from error
-        finally:
-            if number is not None:
-                self.waiting.pop(number, None)
-
-    async def read(self) -> None:
-        stdout = self.process.stdout
-        assert stdout is not None
-        try:
-            while line := await stdout.readline():
-                with contextlib.suppress(ValueError):  # a server's own prints are no messages
-                    self._take(json.loads(line))
-        except ValueError:
-            pass  # a line without end: as good as none
-        for future in self.waiting.values():
-            if not future.done():
-                future.set_exception(InfraFault("the MCP server has ended"))
-
-    def _take(self, message: Any) -> None:
-        if isinstance(message, dict) and ("result" in message or "error" in message):
-            future = self.waiting.get(message.get("id", -1))
-            if future is not None and not future.done():
-                future.set_result(message)
-
-    async def end(self) -> None:
-        if self.reading is not None:
-            self.reading.cancel()
-        if self.process.returncode is None:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(self.process.pid, signal.SIGKILL)
-            await self.process.wait()
-
-
 async def connect_stdio(
     command: Sequence[str], *, env: Mapping[str, str] | None = None, timeout_s: float = 60.0
 ) -> McpServer:
     """Starts the server. It gets only `env` and a PATH."""
-    try:
-        process = await asyncio.create_subprocess_exec(
-            *command,
-            stdin=asyncio.subprocess.PIPE,
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.DEVNULL,
-            env={"PATH": os.environ.get("PATH", os.defpath), **(env or {})},
-            limit=MAX_LINE,
-            start_new_session=True,
-        )
-    except OSError as error:
-        raise InfraFault(f"the MCP server {command[0]} does not start: {error}") from error
-    pipe = _Stdio(process)
-    pipe.reading = asyncio.create_task(pipe.read())
-    return await _begun(McpServer(pipe.send, pipe.end, timeout_s))
+    program = await start_program(command, what="the MCP server", env=env)
+    return await _begun(McpServer(program.send, program.end, timeout_s))
 
 
 async def connect_http(

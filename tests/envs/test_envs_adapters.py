@@ -1,17 +1,11 @@
 """Functions, Gymnasium and MCP as sources: right use, and every kind of wrong one by whose fault it is.
 
-The real MCP SDK and Gymnasium are used where they are installed; `RLFRAME_PEER_PYTHON` names another Python
-that has the SDK.
+MCP against a stand-in of a server; the real SDK and Gymnasium: tests/agents.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import importlib.util
-import os
-import socket
-import subprocess
 import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -171,21 +165,6 @@ async def test_gymnasium_faults(mine: str) -> None:
         make_source("gymnasium", {}, seed=0, held_out=1)
 
 
-@pytest.mark.skipif(not importlib.util.find_spec("gymnasium"), reason="gymnasium is not installed")
-async def test_the_real_gymnasium() -> None:
-    """A registered environment of the package, unchanged; its actions are digits."""
-    given = {"id": "FrozenLake-v1", "args": {"is_slippery": False}, "action": "builtins:int"}
-    source = make_source("gymnasium", given, seed=0, held_out=1)
-    env: Any = source.make(source.train_task(0))
-    assert (await env.start())[0]["content"] == "0"
-    for action in "112212":
-        result = await env.step(action)
-    assert (result.done, result.reward) == (True, 1.0)
-    await env.close()
-    with pytest.raises(UserError, match="no such environment registered"):
-        make_source("gymnasium", {"id": "Nothing-v0"}, seed=0, held_out=1)
-
-
 async def test_mcp_over_stdio() -> None:
     server = await connect_stdio([sys.executable, STAND_IN], timeout_s=20)
     assert [tool["name"] for tool in await server.tools()] == ["add", "fail", "die", "hang"]
@@ -244,63 +223,3 @@ async def test_an_attempt_with_mcp_tools(mine: str) -> None:
     result = await env.act(answer)
     assert (result.done, result.reward, result.info["calls"]) == (True, 1.0, 3)
     await env.close()
-
-
-SDK_SERVER = """
-import sys
-from mcp.server.mcpserver import MCPServer
-server = MCPServer("sums")
-
-@server.tool()
-def add(a: int, b: int) -> int:
-    "Add two numbers."
-    return a + b
-
-@server.tool()
-def fail() -> str:
-    raise ValueError("it failed")
-
-if sys.argv[1] == "stdio":
-    server.run(transport="stdio")
-else:
-    server.run(transport=sys.argv[1], host="127.0.0.1", port=int(sys.argv[2]))
-"""
-PEER = os.environ.get("RLFRAME_PEER_PYTHON", sys.executable)
-
-
-def has_sdk() -> bool:
-    if sys.executable == PEER:
-        return importlib.util.find_spec("mcp") is not None
-    return subprocess.run([PEER, "-c", "import mcp.server.mcpserver"], check=False).returncode == 0
-
-
-@pytest.mark.skipif(not has_sdk(), reason="the MCP SDK is not installed (RLFRAME_PEER_PYTHON)")
-@pytest.mark.parametrize("transport", ["stdio", "streamable-http"])
-async def test_the_real_sdks_server(transport: str, tmp_path: Path) -> None:
-    script = tmp_path / "server.py"
-    script.write_text(SDK_SERVER)
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        port = listener.getsockname()[1]
-    command = [PEER, str(script), transport, str(port)]
-    process = None
-    if transport == "stdio":
-        server = await connect_stdio(command)
-    else:
-        process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
-        while True:
-            with contextlib.suppress(OSError):
-                socket.create_connection(("127.0.0.1", port), 1).close()
-                break
-            await asyncio.sleep(0.05)
-        server = await connect_http(f"http://127.0.0.1:{port}/mcp")
-    try:
-        tools = {tool["name"]: tool for tool in await server.tools()}
-        assert tools["add"]["description"] == "Add two numbers."
-        assert await server.call("add", {"a": 20, "b": 22}) == "42"
-        assert (await server.call("fail", {})).startswith("Error: ")
-        assert (await server.call("add", {"a": "x"})).startswith("Error: ")
-    finally:
-        await server.close()
-        if process is not None:
-            process.kill()
-            process.wait()
