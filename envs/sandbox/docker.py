@@ -9,21 +9,17 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from envs.sandbox import command_files
+from envs.sandbox.command_sandbox import LATE_S, CommandSandbox
 from envs.sandbox.spec import Ports, SandboxSpec
 from rlframe.errors import InfraFault, PolicyFault, UserError
-from rlframe.sandbox.protocol import ExecResult
 from rlframe.task_rules import EVERY_HOST
 
 DAEMON_FAILED = 125
 """`docker run`'s and `docker exec`'s own failure, as against the command's."""
-TIMED_OUT = 137
 START_S = 300.0
-LATE_S = 30.0
 
 
 def docker_command() -> str:
@@ -31,59 +27,30 @@ def docker_command() -> str:
 
 
 @dataclass(slots=True)
-class DockerSandbox:
+class DockerSandbox(CommandSandbox):
     """Satisfies `rlframe.sandbox.protocol.Sandbox`."""
 
-    spec: SandboxSpec
     container: str
     _used: bool = False
-    _closed: bool = False
 
-    async def exec(
+    async def _run(
         self,
-        command: Sequence[str] | str,
+        words: Sequence[str],
         *,
-        timeout_s: float = 60.0,
-        stdin: bytes = b"",
-        cwd: str = "",
-        env: Mapping[str, str] | None = None,
-        max_output_bytes: int = 1 << 20,
-    ) -> ExecResult:
-        if self._closed:
-            raise InfraFault("the sandbox is closed")
-        words = ["/bin/bash", "-c", command] if isinstance(command, str) else list(command)
-        variables = [f"--env={k}={v}" for k, v in self.spec.environ(env).items()]
-        # `timeout` inside: ending the client does not end the command.
-        limited = ["timeout", "-s", "KILL", f"{timeout_s:.3f}", *words]
-        began = time.monotonic()
+        stdin: bytes,
+        cwd: str,
+        env: Mapping[str, str],
+        timeout_s: float,
+    ) -> tuple[int, bytes, bytes]:
+        variables = [f"--env={key}={value}" for key, value in env.items()]
         code, stdout, stderr = await _docker(
-            "exec", "-i", f"--workdir={cwd or self.spec.workdir}", *variables, self.container, *limited,
-            stdin=stdin, timeout_s=timeout_s + LATE_S,
+            "exec", "-i", f"--workdir={cwd}", *variables, self.container, *words,
+            stdin=stdin, timeout_s=timeout_s,
         )  # fmt: skip
-        seconds = time.monotonic() - began
         if code == DAEMON_FAILED or _is_gone(stderr):
             raise self._lost(stderr)
         self._used = True
-        out, dropped_out = command_files.both_ends(stdout, max_output_bytes)
-        err, dropped_err = command_files.both_ends(stderr, max_output_bytes)
-        limit = "time" if code == TIMED_OUT and seconds >= timeout_s else ""
-        return ExecResult(code, out, err, seconds, dropped_out, dropped_err, limit)
-
-    async def read(self, path: str, *, max_bytes: int = 16 << 20) -> bytes:
-        return await command_files.read(self.exec, path, max_bytes)
-
-    async def write(self, path: str, content: bytes, *, mode: int = 0o644) -> None:
-        await command_files.write(self.exec, path, content, mode)
-
-    async def upload(self, archive: bytes, directory: str = "/") -> None:
-        await command_files.upload(self.exec, archive, directory)
-
-    async def snapshot(self, paths: Sequence[str], *, max_bytes: int = 256 << 20) -> bytes:
-        return await command_files.snapshot(self.exec, paths, max_bytes)
-
-    async def end_processes(self) -> None:
-        """All but the container's first, which holds it open, and the one that does it."""
-        await self.exec("kill -9 -1", timeout_s=LATE_S)
+        return code, stdout, stderr
 
     async def close(self) -> None:
         if not self._closed:

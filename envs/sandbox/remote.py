@@ -13,94 +13,56 @@ import contextlib
 import json
 import os
 import struct
-import time
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import aiohttp
 
-from envs.sandbox import command_files
+from envs.sandbox.command_sandbox import KILLED, CommandSandbox
 from envs.sandbox.spec import Ports, SandboxSpec
 from rlframe.errors import InfraFault, UserError
-from rlframe.sandbox.protocol import ExecResult
 from rlframe.task_rules import EVERY_HOST
 
 ENVD_PORT = 49983
 LIFE_S = 3600
-LATE_S = 30.0
 END_OF_STREAM = 2
 USER = "user"
-SIGNALS = {"killed": 137}
 
 
 @dataclass(slots=True)
-class RemoteSandbox:
+class RemoteSandbox(CommandSandbox):
     """Satisfies `rlframe.sandbox.protocol.Sandbox`."""
 
-    spec: SandboxSpec
     id: str
     control: str
     daemon: str
     session: aiohttp.ClientSession
     token: str = ""
     _number: int = 0
-    _closed: bool = False
 
-    async def exec(
+    async def _run(
         self,
-        command: Sequence[str] | str,
+        words: Sequence[str],
         *,
-        timeout_s: float = 60.0,
-        stdin: bytes = b"",
-        cwd: str = "",
-        env: Mapping[str, str] | None = None,
-        max_output_bytes: int = 1 << 20,
-    ) -> ExecResult:
-        if self._closed:
-            raise InfraFault("the sandbox is closed")
-        words = ["/bin/bash", "-c", command] if isinstance(command, str) else list(command)
+        stdin: bytes,
+        cwd: str,
+        env: Mapping[str, str],
+        timeout_s: float,
+    ) -> tuple[int, bytes, bytes]:
         if stdin:
             self._number += 1
             place = f"/tmp/.rlframe-stdin-{self._number}"
             await self._put(place, stdin)
             words = ["/bin/bash", "-c", 'exec < "$0"; rm -f "$0"; exec "$@"', place, *words]
-        limited = ["-s", "KILL", f"{timeout_s:.3f}", *words]
-        process = {
-            "cmd": "timeout",
-            "args": limited,
-            "envs": self.spec.environ(env),
-            "cwd": cwd or self.spec.workdir,
-        }
-        began = time.monotonic()
+        process = {"cmd": words[0], "args": list(words[1:]), "envs": dict(env), "cwd": cwd}
         try:
-            async with asyncio.timeout(timeout_s + LATE_S):
-                code, out, err = await self._process({"process": process, "stdin": False})
+            async with asyncio.timeout(timeout_s):
+                return await self._process({"process": process, "stdin": False})
         except TimeoutError:
             raise InfraFault("the remote sandbox does not answer any more") from None
         except aiohttp.ClientError as error:
             raise InfraFault(f"the remote sandbox: {error}") from error
-        seconds = time.monotonic() - began
-        stdout, dropped_out = command_files.both_ends(out, max_output_bytes)
-        stderr, dropped_err = command_files.both_ends(err, max_output_bytes)
-        limit = "time" if code == SIGNALS["killed"] and seconds >= timeout_s else ""
-        return ExecResult(code, stdout, stderr, seconds, dropped_out, dropped_err, limit)
-
-    async def read(self, path: str, *, max_bytes: int = 16 << 20) -> bytes:
-        return await command_files.read(self.exec, path, max_bytes)
-
-    async def write(self, path: str, content: bytes, *, mode: int = 0o644) -> None:
-        await command_files.write(self.exec, path, content, mode)
-
-    async def upload(self, archive: bytes, directory: str = "/") -> None:
-        await command_files.upload(self.exec, archive, directory)
-
-    async def snapshot(self, paths: Sequence[str], *, max_bytes: int = 256 << 20) -> bytes:
-        return await command_files.snapshot(self.exec, paths, max_bytes)
-
-    async def end_processes(self) -> None:
-        """The user's processes; the daemon is another's."""
-        await self.exec("kill -9 -1", timeout_s=LATE_S)
 
     async def close(self) -> None:
         if self._closed:
@@ -158,7 +120,7 @@ def _exit_code(end: Mapping[str, Any]) -> int:
     if "exitCode" in end:
         return int(end["exitCode"])
     status = str(end.get("status", ""))
-    return SIGNALS["killed"] if "killed" in status else 0
+    return KILLED if "killed" in status else 0
 
 
 async def _events(stream: aiohttp.StreamReader) -> AsyncIterator[Mapping[str, Any]]:

@@ -10,25 +10,12 @@ the parts behind the part's name.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
-from envs import options
-from rlframe.errors import UserError
-from rlframe.interfaces import AnyEnv, TaskSource
+from envs.suites.parts import Parts, parse_parts
+from rlframe.interfaces import AnyEnv
 from rlframe.types import Demonstration, Task
-
-
-@dataclass(frozen=True)
-class UnionOptions:
-    """`env.args` of `env.name=union`."""
-
-    parts: Mapping[str, Any]
-
-    def __post_init__(self) -> None:
-        options.require(
-            len(self.parts) > 0, "env.args.parts", dict(self.parts), "at least one part"
-        )
 
 
 @dataclass(frozen=True)
@@ -46,51 +33,26 @@ class UnionSource:
     """See the module's docstring; satisfies `rlframe.interfaces.TaskSource`."""
 
     def __init__(self, given: Mapping[str, Any], *, seed: int, held_out: int) -> None:
-        from envs.registry import make_source
-
-        self._sources: dict[str, TaskSource] = {}
-        for name, spec in options.parse(UnionOptions, given).parts.items():
-            key = f"env.args.parts.{name}"
-            part = options.parse(PartOptions, spec, where=key)
-            options.require("/" not in name, key, name, "a name without a slash")
-            options.require(part.name != "union", f"{key}.name", part.name, "no union itself")
-            try:
-                self._sources[name] = make_source(
-                    part.name,
-                    part.args,
-                    seed=part.seed if part.seed >= 0 else seed,
-                    held_out=part.held_out or held_out,
-                )
-            except UserError as error:
-                raise UserError(f"{key}: {error}") from error
+        parts = parse_parts(given, PartOptions, itself="union")
+        self._names, self._parts = list(parts), Parts()
+        for name, part in parts.items():
+            own_seed = part.seed if part.seed >= 0 else seed
+            self._parts.add(name, part, seed=own_seed, held_out=part.held_out or held_out)
 
     def train_task(self, index: int) -> Task:
         """The parts in turn."""
-        names = list(self._sources)
-        turn, part = divmod(index, len(names))
-        return _named(names[part], self._sources[names[part]].train_task(turn))
+        turn, part = divmod(index, len(self._names))
+        return self._parts.train_task(self._names[part], turn)
 
     def held_out_tasks(self) -> Sequence[Task]:
-        return [
-            _named(name, task)
-            for name, source in self._sources.items()
-            for task in source.held_out_tasks()
-        ]
+        return self._parts.held_out_tasks()
 
     def make(self, task: Task) -> AnyEnv:
-        name, _, own_id = task.id.partition("/")
-        domain = task.domain.removeprefix(f"{name}/")
-        return self._sources[name].make(replace(task, id=own_id, domain=domain))
+        return self._parts.make(task)
 
     def demonstrations(self, count: int) -> Sequence[Demonstration]:
         """As even as it goes. UserError where one of the parts has none."""
-        each, more = divmod(count, len(self._sources))
-        return [
-            replace(shown, domain=f"{name}/{shown.domain}")
-            for index, (name, source) in enumerate(self._sources.items())
-            for shown in source.demonstrations(each + (index < more))
-        ]
-
-
-def _named(part: str, task: Task) -> Task:
-    return replace(task, id=f"{part}/{task.id}", domain=f"{part}/{task.domain}")
+        each, more = divmod(count, len(self._names))
+        return self._parts.demonstrations(
+            [each + (index < more) for index in range(len(self._names))]
+        )
