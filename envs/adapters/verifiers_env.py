@@ -40,8 +40,8 @@ class VerifiersOptions:
     args: dict[str, Any] = field(default_factory=dict)
     """Of its own `load_environment(...)`."""
     python: str = ""
-    turn_timeout_s: float = 300.0
-    """Of the environment's answer to one turn, its scoring too."""
+    turn_timeout_s: float = 600.0
+    """Of the environment's answer to one turn; its loading and scoring too."""
     domain: str = ""
 
 

@@ -7,13 +7,20 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from family_templates import QWEN3, save_family_tokenizer
 from peers import needs_peer
+from scripted_policy import RuledEngine, call, says
 
 from envs.adapters.verifiers_env import VerifiersEnv, VerifiersSource, VerifiersToolEnv
 from envs.registry import make_source
 from envs.source_check import check_source
 from rlframe.errors import InfraFault, TaskFault, UserError
-from rlframe.types import Task
+from rlframe.interfaces import RolloutRequest
+from rlframe.types import Status, Task
+from rollout.engine.parser_check import parser_for
+from rollout.modes.white_box import Limits, WhiteBox
+from rollout.policy_client import PolicySettings
+from rollout.renderer import Renderer
 
 pytestmark = needs_peer("verifiers")
 
@@ -149,6 +156,41 @@ async def test_an_environment_with_tools(place: Path) -> None:
     assert "nummer" in result.messages[1]["content"]
     result = await env.act({"role": "assistant", "content": "2", "tool_calls": []})
     assert (result.done, result.info["metrics"]["right"]) == (True, 1.0)
+    source.side.end()
+
+
+async def attempt(source: VerifiersSource, task: Task, place: Path, *script: str) -> Any:
+    """Made by our white-box mode: the trajectory, and the engine's log."""
+    renderer = Renderer(str(save_family_tokenizer(place / "tokenizer", QWEN3)))
+    left = list(script)
+    engine = RuledEngine(renderer, lambda prompt: left.pop(0))
+    mode = WhiteBox(
+        source.make,
+        PolicySettings(
+            generate=engine.generate,
+            renderer=renderer,
+            sampling={"temperature": 1.0, "max_new_tokens": 4000},
+            max_context_tokens=100_000,
+            parser=parser_for(renderer, tool_call_parser="qwen25", reasoning_parser="qwen3"),
+        ),
+        limits=Limits(max_turns=8, attempt_timeout_s=120.0, infra_retries=0),
+    )
+    made = await mode.run(RolloutRequest("a", task))
+    trained = [renderer._tokenizer.decode(t.token_ids[t.loss_mask].tolist()) for t in made.traces]
+    return made, engine, trained
+
+
+async def test_attempts_of_ours_are_token_exact(place: Path, tmp_path: Path) -> None:
+    """Our policy samples: one trace, in which exactly what it said trains; a NaN is the task's failure."""
+    source = source_of("tools")
+    script = [says("", call("double", number=1)), says("2")]
+    made, engine, trained = await attempt(source, source.held_out_tasks()[1], tmp_path, *script)
+    assert (made.status, made.reward) == (Status.COMPLETED, pytest.approx(1.0 + 0.5 / 3))
+    assert engine.log[1].prompt.results == ["2"]
+    assert trained == ["".join(script)]
+    made, _, _ = await attempt(source, task_about(source, 10), tmp_path, says("1"))
+    assert made.status is Status.FAILED
+    assert "must be a finite number" in made.info["error"]
     source.side.end()
 
 
