@@ -13,10 +13,8 @@ import contextlib
 import json
 import os
 import signal
-import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cache
 from typing import Any
 
 from rlframe.errors import InfraFault
@@ -107,11 +105,3 @@ async def start_program(
     program = Program(process, what)
     program.reading = asyncio.create_task(program.read())
     return program
-
-
-@cache
-def background_loop() -> asyncio.AbstractEventLoop:
-    """An event loop in a thread of its own, for programs that outlive the loop which asks them."""
-    loop = asyncio.new_event_loop()
-    threading.Thread(target=loop.run_forever, name="programs", daemon=True).start()
-    return loop

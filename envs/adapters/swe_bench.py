@@ -21,7 +21,7 @@ from typing import Any
 
 from envs import options
 from envs.adapters.peer import python_with
-from envs.adapters.swe_bench_grading import OWN_PARSERS
+from envs.adapters.swe_bench_grading import OWN_PARSERS, Swebench
 from envs.adapters.swe_bench_instance import Instance, instance_of
 from envs.adapters.swe_bench_work import Workplace, grade_instance, open_workplace
 from envs.sandbox.backends import BACKENDS
@@ -87,7 +87,7 @@ class SweBenchSource:
                 "one must be left for training, and one held out"
             )
         self._seed, self._train, self._count = seed, len(self._rows) - held_out, held_out
-        self._grader = self._find_grader()
+        self.grader = self._find_grader()
         self._order = lru_cache(maxsize=2)(self._make_order)
 
     def train_task(self, index: int) -> Task:
@@ -108,7 +108,7 @@ class SweBenchSource:
             depth=chosen.depth,
             test_command=chosen.test_command,
             test_timeout_s=chosen.test_timeout_s,
-            swebench=self._grader,
+            swebench=self.grader,
         )
 
         async def opens() -> Sandbox:
@@ -126,16 +126,18 @@ class SweBenchSource:
     def _instance(self, row: Mapping[str, Any]) -> Instance:
         return instance_of({**row, "log_parser": row.get("log_parser") or self._options.log_parser})
 
-    def _find_grader(self) -> str:
-        """The Python with swebench; empty where there is none and every log can be read without."""
+    def _find_grader(self) -> Swebench | None:
+        """None where swebench is not installed, and every log can be read without."""
         try:
-            return python_with("swebench", self._options.python)
+            return Swebench(python_with("swebench", self._options.python))
         except UserError as error:
             parsers = {str(row.get("log_parser") or self._options.log_parser) for row in self._rows}
             others = sorted(parsers - set(OWN_PARSERS))
             if self._options.python or others:
-                raise UserError(f"logs for {', '.join(others)} can't be read: {error}") from error
-            return ""
+                raise UserError(
+                    f"logs for {', '.join(others) or 'pytest'} can't be read: {error}"
+                ) from error
+            return None
 
     def _spec(self, name: str) -> SandboxSpec:
         chosen = self._options

@@ -7,15 +7,15 @@ installed; by `read_log` otherwise, which knows pytest's summary lines and agree
 from __future__ import annotations
 
 import asyncio
-import json
 import shlex
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from envs.adapters.peer import INSIDE, own_environment
+from envs.adapters.peer import INSIDE
+from envs.adapters.peer_program import PeerProgram
 from envs.adapters.swe_bench_instance import Instance
-from rlframe.errors import InfraFault
+from rlframe.errors import InfraFault, TaskFault
 
 START, END = ">>>>> Start Test Output", ">>>>> End Test Output"
 EXIT_CODE = ">>>>> Test Exit Code"
@@ -97,29 +97,24 @@ def _statuses(log: str) -> dict[str, str]:
     return found
 
 
-async def read_by_swebench(python: str, log: str, instance: Instance) -> Report:
-    """By the package. InfraFault where it can't be run."""
-    asked = {"instance": asdict(instance), "log": log}
-    process = await asyncio.create_subprocess_exec(
-        python,
-        str(INSIDE / "swebench_side.py"),
-        stdin=asyncio.subprocess.PIPE,
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.PIPE,
-        env=own_environment(),
-    )
-    try:
-        async with asyncio.timeout(GRADER_S):
-            out, err = await process.communicate(json.dumps(asked).encode())
-        report = json.loads(out)
-    except (TimeoutError, ValueError) as error:
-        tail = err.decode(errors="replace")[-300:] if process.returncode is not None else error
-        raise InfraFault(f"swebench in {python} did not grade {instance.id}: {tail}") from error
-    finally:
-        if process.returncode is None:
-            process.kill()
-            await process.wait()
-    return _report(report)
+class Swebench:
+    """The package, in a process of its own."""
+
+    def __init__(self, python: str) -> None:
+        command = [python, str(INSIDE / "swebench_side.py")]
+        self.program = PeerProgram(command, what="the process of swebench")
+
+    async def read_log(self, log: str, instance: Instance) -> Report:
+        """TaskFault where the package can't read it (an unknown parser, a parser that raises)."""
+        given = {"instance": asdict(instance), "log": log}
+        asked = self.program.ask("report", given, timeout_s=GRADER_S)
+        try:
+            answer = await asyncio.wrap_future(asked)
+        except TimeoutError:
+            raise InfraFault(f"swebench did not grade {instance.id} in {GRADER_S:g} s") from None
+        if "error" in answer:
+            raise TaskFault(f"instance '{instance.id}': swebench: {answer['error']}")
+        return _report(answer["result"])
 
 
 def _report(given: Mapping[str, Any]) -> Report:

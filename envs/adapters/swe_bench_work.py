@@ -14,8 +14,8 @@ from pathlib import Path
 from envs.adapters.swe_bench_grading import (
     NOT_APPLIED,
     Report,
+    Swebench,
     eval_script,
-    read_by_swebench,
     read_log,
 )
 from envs.adapters.swe_bench_instance import Instance
@@ -54,8 +54,8 @@ class Workplace:
     depth: int
     test_command: str
     test_timeout_s: float
-    swebench: str
-    """The Python that has it; empty: logs are read by ours."""
+    swebench: Swebench | None
+    """None: logs are read by ours."""
 
 
 async def open_workplace(place: Workplace, instance: Instance) -> Sandbox:
@@ -140,8 +140,8 @@ async def _verify(place: Workplace, instance: Instance, sandbox: Sandbox) -> Sco
     log = ran.stdout.decode(errors="replace")
     if NOT_APPLIED in log:
         raise TaskFault(f"instance '{instance.id}': test_patch does not apply: {log[-300:]}")
-    if place.swebench:
-        report = await read_by_swebench(place.swebench, log, instance)
+    if place.swebench is not None:
+        report = await place.swebench.read_log(log, instance)
     else:
         report = read_log(log, instance)
     return Score(float(report.resolved), {**_told(report), "log_tail": log[-2000:]})

@@ -10,7 +10,6 @@ policy that it asks is ours. It runs in a process beside each rollout worker, in
 from __future__ import annotations
 
 import asyncio
-import concurrent.futures
 import itertools
 import json
 import os
@@ -21,14 +20,12 @@ from functools import lru_cache
 from typing import Any
 
 from envs import options
-from envs.adapters.json_lines import Program, background_loop, start_program
-from envs.adapters.peer import INSIDE, own_environment, python_with
+from envs.adapters.peer import INSIDE, python_with
+from envs.adapters.peer_program import PeerProgram
 from envs.tools.tool_env import finite_reward
 from rlframe.errors import TaskFault, UserError, nearest
 from rlframe.interfaces import AnyEnv, Score, StepResult
 from rlframe.types import Demonstration, Message, Task
-
-WHAT = "the verifiers environment's process"
 
 
 @dataclass(frozen=True)
@@ -46,48 +43,41 @@ class VerifiersOptions:
 
 
 class VerifiersSide:
-    """The process, on an event loop of its own: every loop may ask. Started again where it has died."""
+    """The process that runs `inside/verifiers_side.py`."""
 
     def __init__(self, chosen: VerifiersOptions) -> None:
         self._chosen, self.turn_timeout_s = chosen, chosen.turn_timeout_s
-        self._command = [
-            python_with("verifiers", chosen.python),
-            str(INSIDE / "verifiers_side.py"),
-            chosen.environment,
-            json.dumps(chosen.args),
-        ]
-        self._numbers = itertools.count(1)
-        self._program: Program | None = None
-        self._starting = asyncio.Lock()
+        python, script = python_with("verifiers", chosen.python), INSIDE / "verifiers_side.py"
+        self.program = PeerProgram(
+            [python, str(script), chosen.environment, json.dumps(chosen.args)],
+            what="the verifiers environment's process",
+        )
 
-    @property
-    def process(self) -> asyncio.subprocess.Process | None:
-        return self._program.process if self._program is not None else None
-
-    def ask(self, method: str, **given: Any) -> concurrent.futures.Future[Mapping[str, Any]]:
-        """UserError, TaskFault, InfraFault: what is wrong, by whose fault."""
-        return asyncio.run_coroutine_threadsafe(self._ask(method, given), background_loop())
-
-    def end(self) -> None:
-        """Without it, the process ends with ours."""
-        if self._program is not None:
-            asyncio.run_coroutine_threadsafe(self._program.end(), background_loop()).result()
-
-    async def _ask(self, method: str, given: Mapping[str, Any]) -> Mapping[str, Any]:
-        async with self._starting:
-            if self._program is None or not self._program.alive:
-                self._program = await start_program(
-                    self._command, what=WHAT, env=own_environment(), cwd=os.getcwd()
-                )
-        message = {"id": next(self._numbers), "method": method, "params": dict(given)}
+    def about(self) -> Mapping[str, Any]:
         try:
-            async with asyncio.timeout(self.turn_timeout_s):
-                answer = await self._program.send(message)
+            return self._result(
+                self.program.ask("about", {}, timeout_s=self.turn_timeout_s).result()
+            )
+        except BaseException:
+            self.program.end()
+            raise
+
+    async def ask(self, method: str, **given: Any) -> Mapping[str, Any]:
+        """UserError, TaskFault, InfraFault: what is wrong, by whose fault."""
+        asked = self.program.ask(method, given, timeout_s=self.turn_timeout_s)
+        try:
+            return self._result(await asyncio.wrap_future(asked))
         except TimeoutError:
             said = f"the environment did not answer in {self.turn_timeout_s:g} s"
             raise TaskFault(f"verifiers: {self._chosen.environment}: {said}") from None
-        if answer is None or "error" in answer:
-            raise self._fault(answer["error"] if answer else {})
+
+    def forget(self, attempt: str) -> None:
+        """It is not wanted any more; nobody waits for an answer."""
+        self.program.ask("end", {"attempt": attempt}, timeout_s=self.turn_timeout_s)
+
+    def _result(self, answer: Mapping[str, Any]) -> Mapping[str, Any]:
+        if "error" in answer:
+            raise self._fault(answer["error"])
         result: Mapping[str, Any] = answer["result"]
         return result
 
@@ -97,7 +87,7 @@ class VerifiersSide:
             there = json.loads(said)
             return UserError(
                 f"env.args.environment={self._chosen.environment}: no such environment is installed "
-                f"for {self._command[0]}.{nearest(self._chosen.environment.replace('-', '_'), there)}"
+                f"for {self.program.command[0]}.{nearest(self._chosen.environment.replace('-', '_'), there)}"
             )
         if kind == "user":
             return UserError(f"env.args.environment={self._chosen.environment}: {said}")
@@ -111,17 +101,14 @@ class VerifiersSource:
     def __init__(self, given: Mapping[str, Any], *, seed: int, held_out: int) -> None:
         self._options = chosen = options.parse(VerifiersOptions, given)
         self._seed, self.side = seed, VerifiersSide(chosen)
-        try:
-            self._about = self.side.ask("about").result()
-            self._count, self._trained = held_out, self._training_rows(held_out)
-        except BaseException:
-            self.side.end()
-            raise
+        self._about = self.side.about()
+        self._count, self._trained = held_out, self._training_rows(held_out)
         self._order = lru_cache(maxsize=2)(self._make_order)
 
     def _training_rows(self, held_out: int) -> int:
         rows, own = self._about["train"], self._about["held_out"]
         if not 0 < held_out <= (own or rows - 1):
+            self.side.program.end()
             raise UserError(
                 f"env.held_out={held_out}: {self._options.environment} has {rows} training rows and "
                 f"{own} for evaluation; at least one must be left for training, and one held out"
@@ -174,7 +161,7 @@ class _Attempt:
 
     async def start(self) -> Sequence[Message]:
         self._under_way = True
-        asked = await self._ask("begin", **self.task.data)
+        asked = await self.side.ask("begin", attempt=self.name, **self.task.data)
         if asked.get("done"):
             raise TaskFault(
                 f"verifiers: {self.task.id} ended ({asked['stop']}) before it asked anything"
@@ -182,7 +169,7 @@ class _Attempt:
         return tuple(asked["messages"])
 
     async def _answer(self, message: Mapping[str, Any]) -> StepResult:
-        asked = await self._ask("answer", message=dict(message))
+        asked = await self.side.ask("answer", attempt=self.name, message=dict(message))
         if not asked.get("done"):
             return StepResult(False, messages=tuple(asked["messages"]))
         self._under_way = False
@@ -191,10 +178,7 @@ class _Attempt:
 
     async def close(self) -> None:
         if self._under_way:
-            self.side.ask("end", attempt=self.name)  # nobody waits for it
-
-    async def _ask(self, method: str, **given: Any) -> Mapping[str, Any]:
-        return await asyncio.wrap_future(self.side.ask(method, attempt=self.name, **given))
+            self.side.forget(self.name)
 
 
 @dataclass(slots=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,8 +12,9 @@ from sandboxes import needs_bubblewrap
 from swe_bench_rows import ID, MENDED, rows, source
 
 from envs.adapters.peer import peer_python
-from envs.adapters.swe_bench_grading import read_by_swebench, read_log
+from envs.adapters.swe_bench_grading import Swebench, read_log
 from envs.adapters.swe_bench_instance import instance_of
+from rlframe.errors import TaskFault
 
 pytestmark = needs_peer("swebench")
 
@@ -48,15 +50,30 @@ LOGS = {
 }
 
 
+@pytest.fixture(scope="module")
+def package() -> Iterator[Swebench]:
+    swebench = Swebench(peer_python("swebench"))
+    yield swebench
+    swebench.program.end()
+
+
 @pytest.mark.parametrize("name", LOGS)
-async def test_logs_are_read_as_the_package_reads_them(name: str, tmp_path: Path) -> None:
+async def test_logs_are_read_as_the_package_reads_them(
+    name: str, package: Swebench, tmp_path: Path
+) -> None:
     instance = instance_of({**rows(tmp_path)[0], "log_parser": "parse_log_pytest"})
-    theirs = await read_by_swebench(peer_python("swebench"), LOGS[name], instance)
+    theirs = await package.read_log(LOGS[name], instance)
     ours = read_log(LOGS[name], instance)
     if not ours.read:
         theirs = replace(theirs, fail_to_pass=(0, 0), pass_to_pass=(0, 0))
     assert ours == theirs
     assert ours.resolved == (name in ("resolved", "kept by skipping", "outside", "skip counts"))
+
+
+async def test_a_parser_that_the_package_lacks(package: Swebench, tmp_path: Path) -> None:
+    instance = instance_of({**rows(tmp_path)[0], "log_parser": "parse_log_none"})
+    with pytest.raises(TaskFault, match=r"someone__sums-1.*swebench: KeyError: 'parse_log_none'"):
+        await package.read_log(LOGS["resolved"], instance)
 
 
 @needs_bubblewrap
@@ -85,3 +102,5 @@ async def test_an_attempt_that_the_package_grades(tmp_path: Path) -> None:
         assert result.info["resolved"] is resolved, result.info["log_tail"]
         assert result.reward == float(resolved)
         await env.close()
+    assert made.grader is not None
+    made.grader.program.end()

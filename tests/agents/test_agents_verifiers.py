@@ -95,7 +95,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 def guess(place: Path) -> Iterator[VerifiersSource]:
     source = source_of("guess")
     yield source
-    source.side.end()
+    source.side.program.end()
 
 
 def source_of(kind: str, **more: Any) -> VerifiersSource:
@@ -156,7 +156,7 @@ async def test_an_environment_with_tools(place: Path) -> None:
     assert "nummer" in result.messages[1]["content"]
     result = await env.act({"role": "assistant", "content": "2", "tool_calls": []})
     assert (result.done, result.info["metrics"]["right"]) == (True, 1.0)
-    source.side.end()
+    source.side.program.end()
 
 
 async def attempt(source: VerifiersSource, task: Task, place: Path, *script: str) -> Any:
@@ -191,7 +191,7 @@ async def test_attempts_of_ours_are_token_exact(place: Path, tmp_path: Path) -> 
     made, _, _ = await attempt(source, task_about(source, 10), tmp_path, says("1"))
     assert made.status is Status.FAILED
     assert "must be a finite number" in made.info["error"]
-    source.side.end()
+    source.side.program.end()
 
 
 @pytest.mark.parametrize(
@@ -220,7 +220,7 @@ async def test_environments_that_fail_are_the_tasks_fault(
 async def test_a_process_that_dies_is_started_again(guess: VerifiersSource) -> None:
     env: Any = guess.make(guess.train_task(0))
     await env.start()
-    process = guess.side.process
+    process = guess.side.program.process
     assert process is not None
     process.kill()
     with pytest.raises(InfraFault, match=r"has ended"):

@@ -1,8 +1,9 @@
-"""Runs in the Python that has `swebench`: {"instance", "log"} from stdin, its report of it to stdout."""
+"""Runs in the Python that has `swebench`: reads logs as the package does."""
 
 from __future__ import annotations
 
 import json
+import os
 import sys
 import tempfile
 from typing import Any
@@ -30,6 +31,20 @@ def report(instance: dict[str, Any], log: str) -> Any:
         return get_eval_report(spec, prediction, file.name, True)[spec.instance_id]
 
 
+def main() -> None:
+    """Lines of JSON: {"id", "params": {"instance", "log"}} -> {"id", "result"} or {"id", "error"}."""
+    out = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # what the package prints is none of our messages
+    for line in sys.stdin:
+        asked = json.loads(line)
+        answer: dict[str, Any] = {"id": asked["id"]}
+        try:
+            answer["result"] = report(**asked["params"])
+        except Exception as error:  # noqa: BLE001 - a parser's
+            answer["error"] = f"{type(error).__name__}: {error}"
+        out.write(json.dumps(answer) + "\n")
+        out.flush()
+
+
 if __name__ == "__main__":
-    given = json.load(sys.stdin)
-    print(json.dumps(report(given["instance"], given["log"])))
+    main()
