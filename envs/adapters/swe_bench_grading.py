@@ -7,6 +7,7 @@ installed; by `read_log` otherwise, which knows pytest's summary lines and agree
 from __future__ import annotations
 
 import asyncio
+import re
 import shlex
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -75,9 +76,9 @@ def read_log(log: str, instance: Instance) -> Report:
         return unread
     inner = log.split(START)[1].split(END)[0]
     status = _statuses(inner) or _statuses(log)
-    code = log.rpartition(f"{EXIT_CODE}:")[2].split()[:1]
+    code = re.search(rf"{EXIT_CODE}: *(-?\d+)", log)
     failures = [name for name, what in status.items() if what in ("FAILED", "ERROR")]
-    if not status or (code not in ([], ["0"]) and not failures):
+    if not status or (code is not None and code[1] != "0" and not failures):
         return unread
     mended = sum(status.get(name) in PASSED for name in instance.fail_to_pass)
     kept = sum(status.get(name) in KEPT for name in instance.pass_to_pass)

@@ -98,6 +98,13 @@ def guess(place: Path) -> Iterator[VerifiersSource]:
     source.side.program.end()
 
 
+@pytest.fixture(scope="module")
+def tools(place: Path) -> Iterator[VerifiersSource]:
+    source = source_of("tools")
+    yield source
+    source.side.program.end()
+
+
 def source_of(kind: str, **more: Any) -> VerifiersSource:
     given = {"environment": "my-puzzles", "args": {"kind": kind}, **more}
     source = make_source("verifiers", given, seed=0, held_out=2)
@@ -134,9 +141,9 @@ async def test_an_environment_of_several_turns(guess: VerifiersSource) -> None:
     assert result.reward == pytest.approx(0.5 / 9)
 
 
-async def test_an_environment_with_tools(place: Path) -> None:
+async def test_an_environment_with_tools(tools: VerifiersSource) -> None:
     """And with a set of its own for evaluation."""
-    source = source_of("tools")
+    source = tools
     check_source(source, name="verifiers")
     assert [task.data["row"] for task in source.held_out_tasks()] == [0, 1]
     assert {source.train_task(index).data["row"] for index in range(14)} == set(range(14))
@@ -156,7 +163,6 @@ async def test_an_environment_with_tools(place: Path) -> None:
     assert "nummer" in result.messages[1]["content"]
     result = await env.act({"role": "assistant", "content": "2", "tool_calls": []})
     assert (result.done, result.info["metrics"]["right"]) == (True, 1.0)
-    source.side.program.end()
 
 
 async def attempt(source: VerifiersSource, task: Task, place: Path, *script: str) -> Any:
@@ -180,18 +186,17 @@ async def attempt(source: VerifiersSource, task: Task, place: Path, *script: str
     return made, engine, trained
 
 
-async def test_attempts_of_ours_are_token_exact(place: Path, tmp_path: Path) -> None:
+async def test_attempts_of_ours_are_token_exact(tools: VerifiersSource, tmp_path: Path) -> None:
     """Our policy samples: one trace, in which exactly what it said trains; a NaN is the task's failure."""
-    source = source_of("tools")
+    source = tools
     script = [says("", call("double", number=1)), says("2")]
     made, engine, trained = await attempt(source, source.held_out_tasks()[1], tmp_path, *script)
     assert (made.status, made.reward) == (Status.COMPLETED, pytest.approx(1.0 + 0.5 / 3))
     assert engine.log[1].prompt.results == ["2"]
-    assert trained == ["".join(script)]
+    assert trained == ["".join(f"{said}<|im_end|>" for said in script)]
     made, _, _ = await attempt(source, task_about(source, 10), tmp_path, says("1"))
     assert made.status is Status.FAILED
     assert "must be a finite number" in made.info["error"]
-    source.side.program.end()
 
 
 @pytest.mark.parametrize(

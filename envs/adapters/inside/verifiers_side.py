@@ -175,7 +175,9 @@ class Side:
     async def rollout(self, attempt: Attempt, row: dict[str, Any]) -> dict[str, Any]:
         errors: list[str] = []
         scoring_errors.set(errors)
-        state = await self.load().run_rollout(row, client_of(attempt), "policy", {})
+        shown = [tool.name for tool in self.load().tool_defs or ()]
+        client = client_of(attempt, shown)
+        state = await self.load().run_rollout(row, client, "policy", {})
         if state.get("error"):
             raise SaidError("task", str(state["error"]["error_chain_str"]))
         if errors:
@@ -189,12 +191,16 @@ class Side:
         }
 
 
-def client_of(attempt: Attempt) -> Any:
+def client_of(attempt: Attempt, shown: list[str]) -> Any:
     """A client in the package's sense whose model is the other side."""
     from verifiers.clients import Client
     from verifiers.types import Response, ResponseMessage, ToolCall
 
-    async def get_response(self: Any, prompt: Any, model: str, *_: Any, **__: Any) -> Any:
+    async def get_response(
+        self: Any, prompt: Any, model: str, sampling: Any = None, tools: Any = None, **_: Any
+    ) -> Any:
+        if [tool.name for tool in tools or ()] != shown:
+            raise SaidError("task", "a row with tools of its own: only the environment's are shown")
         answer = await attempt.ask([plain(message) for message in prompt])
         calls = [
             ToolCall(id=call["id"], name=call["name"], arguments=json.dumps(call["arguments"]))
