@@ -35,6 +35,7 @@ from envs.suites.code_repair.tasks import (
 )
 from envs.tools.tool import ToolSettings
 from envs.tools.tool_env import SandboxToolEnv
+from envs.tools.workspace_env import FORMS, SandboxWorkspaceEnv
 from rlframe.errors import UserError
 from rlframe.interfaces import Score
 from rlframe.sandbox.protocol import Sandbox
@@ -63,11 +64,14 @@ class CodeRepairOptions:
     backend: str = "bwrap"
     call_timeout_s: float = 60.0
     max_result_chars: int = 16_000
+    form: str = "tools"
+    """`tools`, or `workspace`: for agent programs (`rollout=black_box`)."""
 
     def __post_init__(self) -> None:
         options.require(
             self.backend in BACKENDS, "env.args.backend", self.backend, " or ".join(BACKENDS)
         )
+        options.require(self.form in FORMS, "env.args.form", self.form, " or ".join(FORMS))
 
 
 class CodeRepairSource:
@@ -93,7 +97,13 @@ class CodeRepairSource:
     def held_out_tasks(self) -> Sequence[Task]:
         return [self._task(task, "held_out") for task in self._held_out]
 
-    def make(self, task: Task) -> SandboxToolEnv:
+    def make(self, task: Task) -> SandboxToolEnv | SandboxWorkspaceEnv:
+        env = self._tool_env(task)
+        if self._options.form == "tools":
+            return env
+        return SandboxWorkspaceEnv(env, str(task.messages[-1]["content"]))
+
+    def _tool_env(self, task: Task) -> SandboxToolEnv:
         repair = repair_task(task.data["repair"])
         chosen, quotas = self._options, quotas_of(task.rules, QUOTAS)
 
