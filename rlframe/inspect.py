@@ -6,6 +6,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -20,9 +21,11 @@ from rlframe.parquet_export import export_parquet
 from rlframe.run_directory import RunDirectory
 from rlframe.store import TrajectoryStore
 from rlframe.summary import summarise
-from rlframe.types import Trace, Trajectory
+from rlframe.types import BoolArray, Trace, Trajectory
 
-TRAINED_STYLE = "bold green"
+TRAINED_STYLE, MASKED_STYLE = "bold green", "bold red"
+TRAINED_BRACKETS, MASKED_BRACKETS = "⟦⟧", "⟬⟭"
+_LOOKS = ((None, ""), (TRAINED_STYLE, TRAINED_BRACKETS), (MASKED_STYLE, MASKED_BRACKETS))
 LATEST = 10
 
 
@@ -100,7 +103,8 @@ def _report_trajectories(out: Console, run: RunDirectory, store: TrajectoryStore
 
 
 def _show_trajectory(out: Console, trajectory: Trajectory, tokenizer: Any | None) -> None:
-    """Its traces as text. What trains is green, and stands in ⟦⟧ where there are no colours."""
+    """Its traces as text. What trains is green, and stands in ⟦⟧ where there are no colours; a turn that a
+    guard has left out of training is red, and stands in ⟬⟭."""
     head = Table.grid(padding=(0, 2))
     head.add_column(style="dim")
     head.add_column()
@@ -127,27 +131,27 @@ def _show_trajectory(out: Console, trajectory: Trajectory, tokenizer: Any | None
             f"trace {index}: {len(trace)} tokens, {trace.actions} trained, versions {versions}",
             align="left",
         )
-        out.print(_marked(trace, tokenizer, brackets=not out.is_terminal))
+        masked = np.zeros(len(trace), np.bool_)
+        for which, first, end in trajectory.info.get("guard", {}).get("masked", ()):
+            masked[first:end] |= which == index
+        out.print(_marked(trace, masked, tokenizer, brackets=not out.is_terminal))
 
 
-def _marked(trace: Trace, tokenizer: Any | None, *, brackets: bool) -> Text:
+def _marked(trace: Trace, masked: BoolArray, tokenizer: Any | None, *, brackets: bool) -> Text:
+    """`masked`: [T] tokens of turns that a guard has left out."""
     text = Text()
-    start = 0
-    while start < len(trace):
-        trained = bool(trace.loss_mask[start])
-        end = start
-        while end < len(trace) and bool(trace.loss_mask[end]) == trained:
-            end += 1
-        ids = trace.token_ids[start:end].tolist()
+    kinds = np.where(trace.loss_mask, 1, np.where(masked, 2, 0))
+    for run in np.split(np.arange(len(trace)), np.flatnonzero(np.diff(kinds)) + 1):
+        style, marks = _LOOKS[int(kinds[run[0]])]
+        ids = trace.token_ids[run].tolist()
         piece = (
             " ".join(str(i) for i in ids) + " "
             if tokenizer is None
             else tokenizer.decode(ids, skip_special_tokens=False)
         )
-        if trained and brackets:
-            piece = f"⟦{piece}⟧"
-        text.append(piece, style=TRAINED_STYLE if trained else None)
-        start = end
+        if marks and brackets:
+            piece = f"{marks[0]}{piece}{marks[1]}"
+        text.append(piece, style=style)
     return text
 
 

@@ -14,6 +14,7 @@ from typing import Any
 
 from rlframe.interfaces import Blocked, Guard, GuardWatch
 from rlframe.types import Message, Task
+from rollout.capture.build import Built
 from rollout.capture.capture import Capture
 
 MAX_FILE_BYTES = 262_144
@@ -51,7 +52,7 @@ class Guarded:
             self.turns.append(call_id)
             self.ended = self.guard.action == "end"
             if self.guard.loss == "mask":
-                self.capture.left_out.add(call_id)
+                self.capture.leave_out(call_id)
         return found
 
     def penalties(self) -> list[tuple[float, int]]:
@@ -68,12 +69,15 @@ class Guarded:
         """Whether the attempt earns nothing: a hack has ended it, or its changes show one."""
         return self.ended or (bool(self.findings) and self.guard.on_finding == "zero")
 
-    def report(self) -> dict[str, Any]:
+    def report(self, built: Built) -> dict[str, Any]:
+        """For `info["guard"]`. `masked`: [trace, first token, token after the last] of each turn that was left
+        out of training and stands in a trace as context."""
         return {
             **self.watch.report(),
             "loss": self.guard.loss,
             "blocked_turns": len(self.turns),
             "ended": self.ended,
+            "masked": [list(span) for span in built.spans(self.capture.left_out)],
         }
 
 

@@ -8,7 +8,7 @@ end, then what went on without it; a context and its summary, then the context a
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -36,6 +36,15 @@ class Built:
     last_action: dict[int, Where]
     """By call id: where its last sampled token stands; calls that are in no trace are missing."""
     first_action: dict[int, Where]
+
+    def spans(self, calls: Collection[int]) -> list[tuple[int, int, int]]:
+        """(trace, first token, token after the last) of what these calls sampled, where one trace has it."""
+        found = []
+        for call in sorted(calls):
+            first, last = self.first_action.get(call), self.last_action.get(call)
+            if first is not None and last is not None and first.trace == last.trace:
+                found.append((first.trace, first.position, last.position + 1))
+        return found
 
 
 @dataclass(frozen=True, slots=True)

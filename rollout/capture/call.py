@@ -58,6 +58,8 @@ class Call:
     """The prompt was built on stored ids; False: the messages were rendered whole."""
     started_s: float = 0.0
     ended_s: float = 0.0
+    left_out: bool = False
+    """As the log says it: a guard stopped what it called, and it does not train."""
     extras: dict[str, Any] = field(default_factory=dict)
     """What the engine returned besides (routed experts, indexer ids), JSON-serialisable."""
 

@@ -1,6 +1,6 @@
 """The append-only file of an attempt's calls: the source of truth, readable after any crash.
 
-A file is a header and then one frame a call: length and crc32 (both little-endian uint32), then msgpack.
+A file is a header and then one frame a call, or for what is known of a call later: length and crc32 (both little-endian uint32), then msgpack.
 A frame that was cut off by a crash ends the reading; everything before it is whole.
 """
 
@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import struct
 import zlib
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -29,6 +29,7 @@ _ARRAYS = {
 
 
 SUFFIX = ".calls"
+LEFT_OUT = "left_out"
 
 
 def open_log(directory: str, attempt_id: str) -> CallLog | None:
@@ -47,7 +48,14 @@ class CallLog:
         self._file.write(MAGIC)
 
     def append(self, call: Call) -> None:
-        payload = msgspec.msgpack.encode(_described(call))
+        self._write(_described(call))
+
+    def leave_out(self, call_id: int) -> None:
+        """A frame of its own: the call's was written before anybody saw its answer."""
+        self._write({LEFT_OUT: call_id})
+
+    def _write(self, described: Any) -> None:
+        payload = msgspec.msgpack.encode(described)
         self._file.write(_FRAME.pack(len(payload), zlib.crc32(payload)) + payload)
 
     def close(self) -> None:
@@ -69,7 +77,12 @@ def read_calls(path: str | os.PathLike[str]) -> list[Call]:
         at += _FRAME.size + length
         if zlib.crc32(payload) != checksum:
             raise ValueError(f"{path} is damaged at call {len(calls)}")
-        calls.append(_call(msgspec.msgpack.decode(payload)))
+        frame = msgspec.msgpack.decode(payload)
+        if set(frame) == {LEFT_OUT}:
+            number = frame[LEFT_OUT]
+            calls[number] = replace(calls[number], left_out=True)
+        else:
+            calls.append(_call(frame))
     return calls
 
 

@@ -19,6 +19,8 @@ class CallSink(Protocol):
 
     def append(self, call: Call) -> None: ...
 
+    def leave_out(self, call_id: int) -> None: ...
+
 
 class Capture:
     """The calls of an attempt and their token trie.
@@ -100,6 +102,12 @@ class Capture:
         if self._sink is not None:
             self._sink.append(call)
         return call
+
+    def leave_out(self, call_id: int) -> None:
+        """The call, which was recorded before, does not train (see `left_out`)."""
+        self.left_out.add(call_id)
+        if self._sink is not None:
+            self._sink.leave_out(call_id)
 
     def _kept(self, turn: Turn, base: int | None) -> int:
         if base is None:

@@ -170,7 +170,7 @@ def _trajectory(request: RolloutRequest, tried: Tried[_Attempt]) -> Trajectory:
     if attempt.session is not None:
         info["session"] = asdict(attempt.session.counts)
     if attempt.guarded is not None:
-        info["guard"] = attempt.guarded.report()
+        info["guard"] = attempt.guarded.report(built)
     if attempt.program is not None:
         info["program"] = asdict(attempt.program)
     return trajectory_of(

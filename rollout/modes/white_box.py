@@ -126,7 +126,7 @@ def _trajectory(request: RolloutRequest, tried: Tried[Attempt]) -> Trajectory:
     built = build(attempt.capture)
     earned = attempt.rewards
     if attempt.guarded is not None:
-        info["guard"] = attempt.guarded.report()
+        info["guard"] = attempt.guarded.report(built)
         kept = [] if attempt.guarded.forfeited else earned
         earned = [*kept, *attempt.guarded.penalties()]
     return trajectory_of(

@@ -76,6 +76,36 @@ def test_the_report(run):
         assert expected in text, expected
 
 
+def test_a_turn_that_a_guard_masked(run):
+    store = TrajectoryStore(run / "trajectories.sqlite")
+    event = {
+        "blocked": True,
+        "category": "x",
+        "why": "reads a secret",
+        "by": "rules",
+        "tool": "bash",
+    }
+    guard = {"masked": [[0, 2, 4], [1, 0, 1]], "events": [{**event, "turn": 0}]}
+    traces = (trace([0, 1, 2, 3, 4, 5], [False] * 4 + [True] * 2), trace([0, 1], [False, True]))
+    store.put(
+        [
+            Trajectory(
+                id="train/000000002",
+                task_id="gcd/2",
+                domain="gcd",
+                status=Status.COMPLETED,
+                traces=traces,
+                info={"guard": guard},
+            )
+        ]
+    )
+    store.close()
+    text = shown(run, trajectory="train/000000002")
+    assert "0 1 ⟬2 3 ⟭⟦4 5 ⟧" in text
+    assert "⟬0 ⟭⟦1 ⟧" in text
+    assert "reads a secret" in text
+
+
 def test_a_trajectory_without_and_with_the_tokenizer(run):
     text = shown(run, trajectory="train/000000000")
     assert "0 1 2 3 ⟦4 5 6 7 ⟧" in text

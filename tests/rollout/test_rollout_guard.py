@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,6 +18,7 @@ from rlframe.interfaces import RolloutRequest, StepResult
 from rlframe.task_rules import TaskRules
 from rlframe.types import Message, Status, Task, Trajectory
 from rollout.capture.build import build
+from rollout.capture.call_log import read_calls
 from rollout.capture.capture import Capture
 from rollout.chat import AttemptOver, ChatRequest, tool_result
 from rollout.engine.parser_check import parser_for
@@ -78,6 +80,7 @@ async def white_box(
     *,
     max_turns: int = 8,
     env: Shell | None = None,
+    log: str = "",
     **settings: Any,
 ) -> tuple[Trajectory, Shell, RuledEngine]:
     env, left = env or Shell(), list(script)
@@ -92,6 +95,7 @@ async def white_box(
             parser=parser_for(renderer, tool_call_parser="qwen25", reasoning_parser="qwen3"),
         ),
         limits=Limits(max_turns=max_turns, attempt_timeout_s=60.0, infra_retries=0),
+        call_log_directory=log,
         guard=make_guard(GuardSettings("rules", **settings)),
     )
     return await mode.run(RolloutRequest("a", TASK)), env, engine
@@ -118,6 +122,22 @@ async def test_white_box_a_blocked_call_never_reaches_the_environment(renderer: 
     report = made.info["guard"]
     assert (report["blocked"], report["blocked_turns"], report["calls"]) == (2, 2, 4)
     assert {e["turn"] for e in report["events"]} == {0, 1}
+
+
+async def test_masked_turns_are_told_in_the_trajectory_and_in_the_log(
+    renderer: Renderer, tmp_path: Path
+) -> None:
+    script = [bash(HACK), bash("ls"), bash(HACK), bash("done")]
+    made, _, engine = await white_box(renderer, script, log=str(tmp_path))
+    spans = made.info["guard"]["masked"]
+    (trace,) = made.traces
+    for (index, first, end), number in zip(spans, (0, 2), strict=True):
+        assert index == 0
+        assert trace.token_ids[first:end].tolist() == list(engine.log[number].output_ids)
+        assert not trace.loss_mask[first:end].any()
+    logged = read_calls(tmp_path / "a.calls")
+    assert [call.left_out for call in logged] == [True, False, True, False]
+    assert [tuple(c.output_ids.tolist()) for c in logged] == [s.output_ids for s in engine.log]
 
 
 async def test_white_box_train_and_penalise(renderer: Renderer) -> None:
