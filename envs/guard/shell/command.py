@@ -3,19 +3,37 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import Protocol
 
-from envs.guard.facts import Access, Memory
-
-if TYPE_CHECKING:
-    from envs.guard.shell.interpreter import Shell
+from envs.guard.facts import Access, Fact, Memory
 
 INTERPRETERS = re.compile(
     r"^(python[\d.]*|pypy\d*|ipython\d*|perl|ruby|node|php|lua|awk|gawk|mawk)$"
 )
 _PATH_IN_CODE = re.compile(r"""(?:[\w.~*?\[\]{}-]*/[\w./~*?\[\]{}@-]*)|["']([^"'\n]{2,200})["']""")
+
+
+ReadPython = Callable[[str, Memory], list[Fact]]
+
+
+class ShellState(Protocol):
+    """The shell that reads a command, as far as the command's meaning concerns it."""
+
+    memory: Memory
+    facts: list[Fact]
+
+    @property
+    def read_python(self) -> ReadPython: ...
+
+    def script(self, text: str, stdin: str | None = None) -> str | None:
+        """Reads commands; what they print, where that is known."""
+        ...
+
+    def touch(self, access: Access, by: str, words: Sequence[str], **more: object) -> None:
+        """Notes that paths are used; `more`: fields of `Touch`."""
+        ...
 
 
 @dataclass(slots=True)
@@ -70,11 +88,11 @@ class Command:
         return any(w in letters for w in self.args) or any(short & set(c) for c in clusters)
 
 
-def touch(shell: Shell, access: Access, by: str, words: Sequence[str], **more: object) -> None:
-    shell._touch(access, by, words, **more)
+def touch(shell: ShellState, access: Access, by: str, words: Sequence[str], **more: object) -> None:
+    shell.touch(access, by, words, **more)
 
 
-def foreign_code(code: str, by: str, shell: Shell) -> None:
+def foreign_code(code: str, by: str, shell: ShellState) -> None:
     """Code in a language that is not read: what may be a path in it."""
     writes = bool(re.search(r"writeFile|['\"]>>?|['\"]w['\"]|unlink|File\.write", code))
     access = Access.WRITE if writes else Access.READ

@@ -7,17 +7,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 from envs.guard.facts import Access
 from envs.guard.paths import absolute, plain
-from envs.guard.shell.command import Command, foreign_code, touch
+from envs.guard.shell.command import Command, ShellState, foreign_code, touch
 from envs.guard.shell.fetching import FETCHERS
 from envs.guard.shell.git import git
 from envs.guard.shell.path_commands import SPECIAL, generic
-
-if TYPE_CHECKING:
-    from envs.guard.shell.interpreter import Shell
 
 SHELLS = {"bash", "sh", "zsh", "dash", "ksh", "ash"}
 NO_PATHS = {
@@ -28,7 +24,7 @@ NO_PATHS = {
 }  # fmt: skip
 
 
-def facts_of(command: Command, shell: Shell) -> str | None:
+def facts_of(command: Command, shell: ShellState) -> str | None:
     """Notes them; the command's output where only its reader can tell it."""
     name = command.name
     if name in SHELLS or name in ("eval", "source", "."):
@@ -63,7 +59,7 @@ def facts_of(command: Command, shell: Shell) -> str | None:
     return None
 
 
-def _shells(command: Command, shell: Shell) -> str | None:
+def _shells(command: Command, shell: ShellState) -> str | None:
     if command.name == "eval":
         return shell.script(plain(" ".join(command.args)))
     if command.name in ("source", "."):
@@ -85,7 +81,7 @@ def _shells(command: Command, shell: Shell) -> str | None:
     return None
 
 
-def _script_file(words: Sequence[str], shell: Shell) -> str | None:
+def _script_file(words: Sequence[str], shell: ShellState) -> str | None:
     """A script that the agent has written earlier is read like a command."""
     for word in words:
         for path in absolute(word, shell.memory.cwds):
@@ -95,7 +91,7 @@ def _script_file(words: Sequence[str], shell: Shell) -> str | None:
     return None
 
 
-def _interpreters(command: Command, shell: Shell) -> None:
+def _interpreters(command: Command, shell: ShellState) -> None:
     """Code is read: Python's by its syntax tree, other languages' for what stands in quotes."""
     is_python = command.name.startswith(("py", "ipython"))
     operands = command.operands(with_value=("-m", "-c", "-e", "-W", "-X", "-v", "-F", "-f"))
@@ -125,7 +121,7 @@ def _interpreters(command: Command, shell: Shell) -> None:
             touch(shell, Access.READ, command.name, [word.partition("=")[2]])
 
 
-def _module(module: str, command: Command, shell: Shell) -> None:
+def _module(module: str, command: Command, shell: ShellState) -> None:
     after = command.args[command.args.index(module) + 1 :] if module in command.args else []
     inner = Command(module, [module, *after], None, command.memory)
     if module in FETCHERS:

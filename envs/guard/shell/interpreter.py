@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import posixpath
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import TYPE_CHECKING
@@ -14,7 +14,7 @@ from tree_sitter import Language, Parser
 
 from envs.guard.facts import Access, Fact, Memory, Peek, Setting, Suspicion, Touch
 from envs.guard.paths import UNKNOWN, absolute, is_known, plain
-from envs.guard.shell.command import Command
+from envs.guard.shell.command import Command, ReadPython
 from envs.guard.shell.commands import facts_of
 from envs.guard.shell.outputs import known_output
 from envs.guard.shell.words import Expander, text_of
@@ -38,8 +38,6 @@ BEYOND_BMP = re.compile("[\U00010000-\U0010ffff]")
 """tree-sitter-bash 0.25.1 reads out of its tables at some of them, and the process dies (found by
 hypothesis): the grammar sees `?` there, which stands for any character in a path."""
 NOWHERE = ("/dev/null", "/dev/stdout", "/dev/stderr", "/dev/tty", "/dev/zero", "/dev/urandom")
-
-ReadPython = Callable[[str, Memory], list[Fact]]
 
 
 @lru_cache(maxsize=1)
@@ -118,7 +116,7 @@ class Shell:
             self._unreadable(node)
             return None
         if kind in ("word", "string", "raw_string", "concatenation", "number"):
-            self._touch(Access.READ, "text", self._expander().words(node))
+            self.touch(Access.READ, "text", self._expander().words(node))
             return None
         return self._all(node.named_children, stdin)
 
@@ -195,10 +193,10 @@ class Shell:
         target = next((w for w in words if not w.startswith("-")), "~")
         if not is_known(target) and plain(target) not in ("/", "..", "~"):
             return
-        self._touch(Access.LIST, "cd", [target])
+        self.touch(Access.LIST, "cd", [target])
         self.memory.cwds = absolute(target, self.memory.cwds)[:MAX_CWDS]
 
-    def _touch(self, access: Access, by: str, words: Sequence[str], **more: object) -> None:
+    def touch(self, access: Access, by: str, words: Sequence[str], **more: object) -> None:
         for word in words:
             root = plain(word) in ("/", "~")
             if (root or is_known(word)) and plain(word) not in NOWHERE:
@@ -248,7 +246,7 @@ class Shell:
         if not any(c.type in ("<", "<&") for c in node.children):
             return stdin
         words = self._expander().words(node.named_children[-1])
-        self._touch(Access.READ, "<", words)
+        self.touch(Access.READ, "<", words)
         return self._written(words)
 
     def _output(self, node: Node, output: str | None) -> None:
@@ -259,7 +257,7 @@ class Shell:
             return
         words = self._expander().words(target)
         known = output if output is not None and len(output) <= REMEMBERED_BYTES else None
-        self._touch(Access.WRITE, ">", words, content=known)
+        self.touch(Access.WRITE, ">", words, content=known)
 
     def _assign(self, node: Node, *, lasting: bool) -> None:
         assignments = [node] if node.type == "variable_assignment" else list(node.named_children)
@@ -293,7 +291,7 @@ class Shell:
         while waiting:
             child = waiting.pop()
             if child.type in ("word", "string", "raw_string", "concatenation"):
-                self._touch(Access.LIST, "test", self._expander().words(child))
+                self.touch(Access.LIST, "test", self._expander().words(child))
             else:
                 waiting.extend(child.named_children)
 
@@ -301,4 +299,4 @@ class Shell:
         """No shell syntax: every word may be a path, and what is whole within it is read."""
         self._all(node.named_children)
         words = [w for w in text_of(node).split() if "/" in w]
-        self._touch(Access.READ, "unreadable", [w.strip("'\"`;()") for w in words])
+        self.touch(Access.READ, "unreadable", [w.strip("'\"`;()") for w in words])
