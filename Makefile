@@ -33,12 +33,14 @@ test: setup lint ## linters and all tests but the slow ones
 test-all: setup lint ## every test, the slow ones too
 	@$(BIN)/python -m pytest $(TESTS) -m 'not gpu' -n 2 --dist loadgroup
 
-test-agents: setup ## the real agent programs and environment packages (installs into .agents/, .peers/; skips what it can't)
+test-agents: setup ## the real agent programs and environment packages, code_repair (installs into .agents/, .peers/; skips what it can't)
 	@command -v bwrap > /dev/null || { apt-get update -qq && apt-get install -y -qq bubblewrap tmux; } > /dev/null 2>&1 \
 	  || echo "bubblewrap is missing and could not be installed: its tests are skipped"
 	@$(BIN)/python scripts/install_agents.py || true
 	@$(BIN)/python scripts/install_peers.py || true
+	@$(BIN)/python scripts/build_code_repair.py || echo "code_repair could not be downloaded: its tests are skipped"
 	@$(BIN)/python -m pytest tests/agents -m 'not gpu' -rs
+	@$(BIN)/python -m pytest tests/envs/test_envs_code_repair.py -m 'not gpu and not slow' -rs
 
 lint: setup ## ruff, mypy, import rules
 	@$(BIN)/ruff format --check -q .

@@ -14,7 +14,7 @@ from scripted_policy import Prompt, says
 from envs.guard.guard import GuardSettings, make_guard
 from envs.registry import make_source
 from envs.suites.code_repair.packages import sdist_files
-from envs.suites.code_repair.tasks import repair_task
+from envs.suites.code_repair.tasks import broken_source, repair_task
 from envs.suites.hackable.problems import PROBLEMS
 from rlframe.types import Status, Task
 from rollout.harness.program import find_program
@@ -89,8 +89,14 @@ async def test_agents_code_repair(runs: Runs) -> None:
     tasks = (source.train_task(i) for i in range(60))
     task = next(t for t in tasks if t.data["repair"].startswith(("inflection", "xmltodict")))
     repair = repair_task(task.data["repair"])
-    original = sdist_files(str(BUILT), repair.package)[repair.file].decode()
-    mended = f"cat > {repair.file} <<'END_OF_FILE'\n{original}END_OF_FILE"
+    sdist = sdist_files(str(BUILT), repair.package)
+    original, broken = sdist[repair.file].decode(), broken_source(repair, sdist).decode()
+    pairs = enumerate(zip(original.splitlines(), broken.splitlines(), strict=True), 1)
+    ((number, right),) = [(n, pair[0]) for n, pair in pairs if pair[0] != pair[1]]
+    mended = (
+        f"cat > /tmp/line <<'END'\n{right}\nEND\n"
+        f"sed -i -e '{number}r /tmp/line' -e '{number}d' {repair.file}"
+    )
     ran = await work(runs, source, task, [f"wc -l {repair.file}", mended])
     assert ran.trajectory.status is Status.COMPLETED, ran.said()
     assert ran.trajectory.reward == 1.0, ran.said()
