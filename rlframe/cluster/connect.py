@@ -18,6 +18,7 @@ from dataclasses import dataclass
 
 from rlframe.cluster import demand as demands
 from rlframe.cluster import preflight, runtime_env
+from rlframe.cluster.patience import start_patiently
 from rlframe.cluster.reaper import Reaper
 from rlframe.config.schema import ClusterConfig
 from rlframe.errors import UserError, nearest
@@ -83,18 +84,20 @@ def _start(
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing is reported to anyone
     needed = demands.total(parts)
     cpus = max(os.cpu_count() or 1, math.ceil(needed.get("CPU", 0.0)) + 2)
-    ray.init(
-        address="local",
-        num_cpus=cpus,
-        num_gpus=preflight.count_gpus(),
-        resources={k: v for k, v in needed.items() if k not in ("CPU", "GPU")} or None,
-        object_store_memory=OBJECT_STORE_BYTES,
-        include_dashboard=config.dashboard,
-        dashboard_host="127.0.0.1",
-        runtime_env=environment,
-        namespace="rlframe",
-        logging_level=logging.ERROR,
-        log_to_driver=False,
+    start_patiently(
+        lambda: ray.init(
+            address="local",
+            num_cpus=cpus,
+            num_gpus=preflight.count_gpus(),
+            resources={k: v for k, v in needed.items() if k not in ("CPU", "GPU")} or None,
+            object_store_memory=OBJECT_STORE_BYTES,
+            include_dashboard=config.dashboard,
+            dashboard_host="127.0.0.1",
+            runtime_env=environment,
+            namespace="rlframe",
+            logging_level=logging.ERROR,
+            log_to_driver=False,
+        )
     )
 
 
