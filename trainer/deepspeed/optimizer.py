@@ -17,6 +17,7 @@ from torch import nn
 
 from rlframe.config.schema import RoleConfig
 from rlframe.errors import UserError
+from trainer.deepspeed.abandoned_build import builds_of, remove_abandoned_lock
 from trainer.ranks.learning_rate import learning_rate
 
 MOMENTS: Mapping[str, tuple[str, ...]] = {
@@ -71,6 +72,8 @@ def _groups(model: nn.Module, decay: float) -> list[dict[str, Any]]:
 def _offloaded_adam(groups: list[dict[str, Any]], options: dict[str, Any]) -> torch.optim.Optimizer:
     from deepspeed.ops.adam import DeepSpeedCPUAdam
 
+    for build in builds_of("cpu_adam"):
+        remove_abandoned_lock(build)
     try:
         return DeepSpeedCPUAdam(groups, adamw_mode=True, **options)  # type: ignore[no-any-return]
     except Exception as error:
