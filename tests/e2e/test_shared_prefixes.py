@@ -5,6 +5,7 @@ from tiny_run import TinyRun
 
 SHARING = (
     "steps=3",
+    "algorithm.critic_warmup_steps=0",
     "trainer.share_prefixes=true",
     "algorithm.rollouts_per_task=4",
     "trainer.policy.layout.context=2",
