@@ -11,6 +11,7 @@ stopped goes on where it was.
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import shutil
@@ -46,6 +47,16 @@ class Study:
     """Overrides of every arm."""
     folder: Path | None = None
     """Holds `experiment/*.yaml` and the example's own Python files; None: `configs/` has the experiment."""
+
+    @classmethod
+    def by_command_line(cls, about: str, **fields: Any) -> tuple[Study, int]:
+        """`--seeds` and `--parallel`: the study of that many seeds, and how many runs at the same time. `about`
+        is what `--help` says; `fields` are the study's others."""
+        parser = argparse.ArgumentParser(description=about)
+        parser.add_argument("--seeds", type=int, default=5, help="runs of every arm")
+        parser.add_argument("--parallel", type=int, default=1, help="runs at the same time")
+        given = parser.parse_args()
+        return cls(seeds=range(given.seeds), **fields), given.parallel
 
     def directory(self, arm: str, seed: int) -> Path:
         return ROOT / "runs" / self.name / f"{arm}_{seed}"

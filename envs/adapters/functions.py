@@ -12,13 +12,13 @@ async def reward(answer: str, task: dict) -> float | dict:     # or without asyn
 from __future__ import annotations
 
 import inspect
-import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import cached_property
 from typing import Any
 
 from envs import options
+from envs.epochs import Epochs
 from envs.loading import load_object
 from envs.tools.tool_env import finite_reward
 from rlframe.errors import TaskFault, UserError, describe
@@ -40,12 +40,11 @@ class FunctionsSource:
 
     def __init__(self, given: Mapping[str, Any], *, seed: int, held_out: int) -> None:
         self._options = options.parse(FunctionsOptions, given)
-        self._seed, self._count = seed, held_out
+        self._epochs, self._count = Epochs(seed), held_out
         self._reward = load_object(self._options.reward, key="env.args.reward")
         options.require(
             callable(self._reward), "env.args.reward", self._options.reward, "a function"
         )
-        self._order = lru_cache(maxsize=2)(self._make_order)
 
     @cached_property
     def _rows(self) -> list[Mapping[str, Any]]:
@@ -68,8 +67,8 @@ class FunctionsSource:
         return rows
 
     def train_task(self, index: int) -> Task:
-        epoch, position = divmod(index, len(self._rows) - self._count)
-        return self._task(self._order(epoch)[position], "train")
+        _, row = self._epochs.row(index, count=len(self._rows) - self._count)
+        return self._task(row, "train")
 
     def held_out_tasks(self) -> Sequence[Task]:
         return [
@@ -81,11 +80,6 @@ class FunctionsSource:
 
     def demonstrations(self, count: int) -> Sequence[Demonstration]:
         raise UserError("env.name=functions: has no demonstrations for supervised fine-tuning")
-
-    def _make_order(self, epoch: int) -> list[int]:
-        order = list(range(len(self._rows) - self._count))
-        random.Random(f"{self._seed}/{epoch}").shuffle(order)
-        return order
 
     def _task(self, number: int, part: str) -> Task:
         row, prompt = self._rows[number], self._rows[number]["prompt"]

@@ -13,10 +13,8 @@ What the tests need besides the repository (Python, packages) is in the sandbox'
 
 from __future__ import annotations
 
-import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
 from typing import Any
 
 from envs import options
@@ -24,6 +22,7 @@ from envs.adapters.peer import python_with
 from envs.adapters.swe_bench_grading import OWN_PARSERS, Swebench
 from envs.adapters.swe_bench_instance import Instance, instance_of
 from envs.adapters.swe_bench_work import Workplace, grade_instance, open_workplace
+from envs.epochs import Epochs
 from envs.sandbox.backends import BACKENDS
 from envs.sandbox.spec import SandboxSpec
 from envs.suites.dataset_files import open_rows
@@ -86,13 +85,13 @@ class SweBenchSource:
                 f"env.held_out={held_out}: '{chosen.instances}' has {len(self._rows)} instances; at least "
                 "one must be left for training, and one held out"
             )
-        self._seed, self._train, self._count = seed, len(self._rows) - held_out, held_out
+        self._epochs, self._count = Epochs(seed), held_out
+        self._train = len(self._rows) - held_out
         self.grader = self._find_grader()
-        self._order = lru_cache(maxsize=2)(self._make_order)
 
     def train_task(self, index: int) -> Task:
-        epoch, position = divmod(index, self._train)
-        return self._task(self._order(epoch)[position], f"train/{epoch}")
+        epoch, row = self._epochs.row(index, count=self._train)
+        return self._task(row, f"train/{epoch}")
 
     def held_out_tasks(self) -> Sequence[Task]:
         rows = range(self._train, self._train + self._count)
@@ -148,11 +147,6 @@ class SweBenchSource:
             environment=tuple(sorted(chosen.environment.items())),
             quotas=QUOTAS,
         )
-
-    def _make_order(self, epoch: int) -> list[int]:
-        order = list(range(self._train))
-        random.Random(f"{self._seed}/{epoch}").shuffle(order)
-        return order
 
     def _task(self, row: int, part: str) -> Task:
         """A broken instance is a task too: its attempts fail by its own fault."""

@@ -13,15 +13,14 @@ import asyncio
 import itertools
 import json
 import os
-import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
 from typing import Any
 
 from envs import options
 from envs.adapters.peer import INSIDE, python_with
 from envs.adapters.peer_program import PeerProgram
+from envs.epochs import Epochs
 from envs.tools.tool_env import finite_reward
 from rlframe.errors import TaskFault, UserError, nearest
 from rlframe.interfaces import AnyEnv, Score, StepResult
@@ -100,10 +99,9 @@ class VerifiersSource:
 
     def __init__(self, given: Mapping[str, Any], *, seed: int, held_out: int) -> None:
         self._options = chosen = options.parse(VerifiersOptions, given)
-        self._seed, self.side = seed, VerifiersSide(chosen)
+        self._epochs, self.side = Epochs(seed), VerifiersSide(chosen)
         self._about = self.side.about()
         self._count, self._trained = held_out, self._training_rows(held_out)
-        self._order = lru_cache(maxsize=2)(self._make_order)
 
     def _training_rows(self, held_out: int) -> int:
         rows, own = self._about["train"], self._about["held_out"]
@@ -120,8 +118,7 @@ class VerifiersSource:
             raise UserError(
                 f"env.args.environment={self._options.environment}: has no training set"
             )
-        epoch, position = divmod(index, self._trained)
-        row = self._order(epoch)[position]
+        _, row = self._epochs.row(index, count=self._trained)
         return self._task(f"train/{row}", "train", row)
 
     def held_out_tasks(self) -> Sequence[Task]:
@@ -137,11 +134,6 @@ class VerifiersSource:
 
     def demonstrations(self, count: int) -> Sequence[Demonstration]:
         raise UserError("env.name=verifiers: has no demonstrations for supervised fine-tuning")
-
-    def _make_order(self, epoch: int) -> list[int]:
-        order = list(range(self._trained))
-        random.Random(f"{self._seed}/{epoch}").shuffle(order)
-        return order
 
     def _task(self, name: str, split: str, row: int) -> Task:
         # What is asked is known when the environment asks it.

@@ -10,14 +10,12 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import cached_property
 from typing import Any
-
-import numpy as np
-import numpy.typing as npt
 
 from envs import options
 from envs.answer_env import RETRY_MESSAGE, AnswerEnv, Retries
+from envs.epochs import Epochs
 from envs.loading import load_object
 from envs.suites.dataset_files import Row, Rows, open_rows
 from envs.suites.dataset_index import (
@@ -85,15 +83,13 @@ class DatasetSource:
 
     def __init__(self, given: Mapping[str, Any], *, seed: int, held_out: int) -> None:
         self._options = options.parse(DatasetOptions, given)
-        self._seed, self._held_out = seed, held_out
+        self._epochs, self._held_out = Epochs(seed), held_out
         self._score = _row_score(self._options)
-        self._order = lru_cache(maxsize=2)(self._make_order)
 
     def train_task(self, index: int) -> Task:
         """Every training row once an epoch, in an order that depends on the seed and the epoch."""
-        epoch, position = divmod(index, len(self._split.train))
-        row = self._split.train[self._order(epoch)[position]]
-        return self._task(self._rows, int(row), "train")
+        _, row = self._epochs.row(index, count=len(self._split.train))
+        return self._task(self._rows, int(self._split.train[row]), "train")
 
     def held_out_tasks(self) -> Sequence[Task]:
         return [
@@ -134,9 +130,6 @@ class DatasetSource:
         if not self._options.held_out_path:
             return split_by_hash(hashes, self._held_out)
         return split_by_file(hashes, hash_prompts(self._held_out_rows, columns), self._held_out)
-
-    def _make_order(self, epoch: int) -> npt.NDArray[np.int64]:
-        return np.random.default_rng([self._seed, epoch]).permutation(len(self._split.train))
 
     def _task(self, rows: Rows, number: int, part: str) -> Task:
         row = rows[number]

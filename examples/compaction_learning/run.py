@@ -8,7 +8,6 @@ was. Writes docs/results/compaction_learning.json and .png.
 
 from __future__ import annotations
 
-import argparse
 import statistics
 from pathlib import Path
 
@@ -26,20 +25,16 @@ ARMS = {
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--seeds", type=int, default=5, help="runs of every arm")
-    parser.add_argument("--parallel", type=int, default=1, help="runs at the same time")
-    given = parser.parse_args()
-    study = Study(
-        "compaction_learning",
+    study, parallel = Study.by_command_line(
+        __doc__.splitlines()[0],
+        name="compaction_learning",
         experiment="compaction_learning",
         arms=ARMS,
-        seeds=range(given.seeds),
         shared=["model.path=runs/compaction_learning/warm_start/hf"],
         folder=Path(__file__).parent,
     )
     study.warm_start("compaction_learning_sft")
-    study.run(parallel=given.parallel)
+    study.run(parallel=parallel)
     rows = study.rows()
     for row in rows:
         print(row)

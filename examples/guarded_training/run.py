@@ -8,7 +8,6 @@ was. Writes docs/results/guarded_training.json and .png.
 
 from __future__ import annotations
 
-import argparse
 import statistics
 from pathlib import Path
 from typing import Any
@@ -35,20 +34,16 @@ Runs = dict[str, list[dict[str, Curve]]]
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--seeds", type=int, default=5, help="runs of every arm")
-    parser.add_argument("--parallel", type=int, default=1, help="runs at the same time")
-    given = parser.parse_args()
-    study = Study(
-        "guarded_training",
+    study, parallel = Study.by_command_line(
+        __doc__.splitlines()[0],
+        name="guarded_training",
         experiment="guarded_training",
         arms=ARMS,
-        seeds=range(given.seeds),
         shared=["model.path=runs/guarded_training/warm_start/hf"],
         folder=Path(__file__).parent,
     )
     study.warm_start("guarded_training_sft")
-    study.run(parallel=given.parallel)
+    study.run(parallel=parallel)
     runs = {arm: [curves_of(study.directory(arm, seed)) for seed in study.seeds] for arm in ARMS}
     rows = [row(arm, seeds) for arm, seeds in runs.items()]
     for one in rows:

@@ -18,7 +18,7 @@ from rlframe.sandbox.limits import Quotas
 
 ROOT = Path("/sys/fs/cgroup")
 PERIOD_US = 100_000
-REMOVE_TRIES = 200
+REMOVE_TRIES, REMOVE_EVERY_S = 200, 0.005
 NEEDED = ("memory", "pids")
 PREFIX = "rlframe-"
 STALE_S = 60.0
@@ -54,7 +54,7 @@ class Cgroup:
                 except FileNotFoundError:
                     break
                 except OSError:
-                    time.sleep(0.005)
+                    time.sleep(REMOVE_EVERY_S)
                 else:
                     break
 

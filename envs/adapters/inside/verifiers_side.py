@@ -278,10 +278,8 @@ async def serve(out: Any) -> None:
     tasks = set()
 
     async def one(request: dict[str, Any]) -> None:
-        line = json.dumps(await answered(side, request), default=str)
-        if "id" in request:
-            out.write(line + "\n")
-            out.flush()
+        out.write(json.dumps(await answered(side, request), default=str) + "\n")
+        out.flush()
 
     while line := await reader.readline():
         task = asyncio.create_task(one(json.loads(line)))

@@ -7,13 +7,12 @@ them. What code under test can do to the run that tests it is the guard's and th
 
 from __future__ import annotations
 
-import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any
 
 from envs import options
+from envs.epochs import Epochs
 from envs.sandbox.artifacts import Artifacts, tar_of
 from envs.sandbox.backends import BACKENDS, Opens
 from envs.sandbox.grading import graded
@@ -79,7 +78,6 @@ class CodeRepairSource:
 
     def __init__(self, given: Mapping[str, Any], *, seed: int, held_out: int) -> None:
         self._options = options.parse(CodeRepairOptions, given)
-        self._seed = seed
         tasks = sorted(manifest(), key=lambda task: digest([task.id]))
         if not 0 < held_out < len(tasks):
             raise UserError(
@@ -88,11 +86,11 @@ class CodeRepairSource:
             )
         self._held_out, self._train = tasks[:held_out], tasks[held_out:]
         self._opens: Opens = BACKENDS[self._options.backend]
-        self._order = lru_cache(maxsize=2)(self._make_order)
+        self._epochs = Epochs(seed)
 
     def train_task(self, index: int) -> Task:
-        epoch, position = divmod(index, len(self._train))
-        return self._task(self._order(epoch)[position], f"train/{epoch}")
+        epoch, row = self._epochs.row(index, count=len(self._train))
+        return self._task(self._train[row], f"train/{epoch}")
 
     def held_out_tasks(self) -> Sequence[Task]:
         return [self._task(task, "held_out") for task in self._held_out]
@@ -123,11 +121,6 @@ class CodeRepairSource:
 
     def demonstrations(self, count: int) -> Sequence[Demonstration]:
         raise UserError("env.name=code_repair: has no demonstrations for supervised fine-tuning")
-
-    def _make_order(self, epoch: int) -> list[RepairTask]:
-        order = list(self._train)
-        random.Random(f"{self._seed}/{epoch}").shuffle(order)
-        return order
 
     def _task(self, repair: RepairTask, part: str) -> Task:
         package = package_of(repair)
