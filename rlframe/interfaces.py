@@ -81,6 +81,14 @@ class ToolEnv(Protocol):
 
 
 @runtime_checkable
+class WordingEnv(Protocol):
+    """A `ToolEnv` whose tools have a form of their own for what failed: a call that a guard has stopped is answered
+    in it. Without this the policy reads what stands in the way as it is."""
+
+    def worded(self, call: Mapping[str, Any], said: str) -> str: ...
+
+
+@runtime_checkable
 class SpawningEnv(Protocol):
     """An environment that says what a sub-agent of its policy works in; without it a sub-agent gets
     its task, and answers once.

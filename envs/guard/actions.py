@@ -81,6 +81,7 @@ PATHS = (
     "target_file",
 )
 NEW = (
+    "new",
     "content",
     "contents",
     "new_string",
@@ -92,7 +93,7 @@ NEW = (
     "insert_text",
     "replacement",
 )
-OLD = ("old_string", "oldString", "old_str")
+OLD = ("old", "old_string", "oldString", "old_str")
 _SHELL = re.compile(r"bash|shell|terminal|exec(ute)?_?command|^run_?command|^exec$|^execute$", re.I)
 _PYTHON = re.compile(r"python|jupyter|^ipython|^run_?code|^execute_code|notebook_run", re.I)
 _PATCHED = re.compile(r"^\*\*\* (?:Update|Add|Delete) File: (.+)$|^\+\+\+ (?:b/)?(\S+)", re.M)
@@ -134,7 +135,7 @@ def actions(name: str, arguments: Mapping[str, Any]) -> list[Action]:
                 pattern,
                 path or str(given.get("directory") or "."),
                 names,
-                str(given.get("include") or given.get("glob") or ""),
+                str(given.get("include") or given.get("glob") or given.get("files") or ""),
             )
         ]
     if path is not None or (path := _first(given, ("directory", "dir_path", "dir"))) is not None:

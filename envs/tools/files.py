@@ -11,6 +11,7 @@ from rlframe.sandbox.protocol import Sandbox
 
 MAX_FILE_BYTES = 16 << 20
 DEFAULT_LINES = 400
+NO_MATCHES = "[no matches]"
 PATH = {"type": "string", "description": "absolute, or from the work directory"}
 
 
@@ -43,7 +44,7 @@ async def edit(sandbox: Sandbox, given: Mapping[str, Any], settings: ToolSetting
     content = await _content(sandbox, path, settings)
     times = content.count(old)
     if times == 0:
-        raise ToolError(f"Error: 'old' does not stand in {path}.")
+        raise ToolError(_not_there(given, ""))
     if times > 1 and not given.get("all", False):
         raise ToolError(
             f"Error: 'old' stands {times} times in {path}: give more of its surroundings, or all=true."
@@ -65,7 +66,7 @@ async def search(sandbox: Sandbox, given: Mapping[str, Any], settings: ToolSetti
         max_output_bytes=4 * settings.max_chars,
     )
     if result.exit_code == 1 and not result.stderr:
-        return ToolOutput("[no matches]", 1)
+        return ToolOutput(NO_MATCHES, 1)
     return shown(result, settings)
 
 
@@ -92,6 +93,18 @@ def _encoded(text: str) -> bytes:
     return text.encode("utf-8", errors="surrogatepass")
 
 
+def _failed(_: Mapping[str, Any], said: str) -> str:
+    return f"Error: {said}"
+
+
+def _not_there(given: Mapping[str, Any], _: str) -> str:
+    return f"Error: 'old' does not stand in {given['path']}."
+
+
+def _no_matches(_: Mapping[str, Any], __: str) -> str:
+    return NO_MATCHES
+
+
 READ = Tool(
     "read",
     "Show a text file with line numbers.",
@@ -102,12 +115,14 @@ READ = Tool(
         lines={"type": "integer", "description": f"how many; {DEFAULT_LINES} if not given"},
     ),
     read,
+    _failed,
 )
 WRITE = Tool(
     "write",
     "Write a file, whole.",
     parameters(["path", "content"], path=PATH, content={"type": "string"}),
     write,
+    _failed,
 )
 EDIT = Tool(
     "edit",
@@ -120,6 +135,7 @@ EDIT = Tool(
         all={"type": "boolean"},
     ),
     edit,
+    _not_there,
 )
 SEARCH = Tool(
     "search",
@@ -134,4 +150,5 @@ SEARCH = Tool(
         files={"type": "string", "description": "only files with such names, like *.py"},
     ),
     search,
+    _no_matches,
 )

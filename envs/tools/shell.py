@@ -65,16 +65,24 @@ def shown(result: ExecResult, settings: ToolSettings) -> ToolOutput:
     return ToolOutput(ended + "\n".join(notes), result.exit_code, result.limit, missing + dropped)
 
 
+def worded(_: Mapping[str, Any], said: str) -> str:
+    """A command that says so and fails, or one that finds nothing to say."""
+    stderr = f"{said}\n".encode() if said else b""
+    return shown(ExecResult(1 if said else 0, b"", stderr, seconds=0.0), ToolSettings()).text
+
+
 BASH = Tool(
     "bash",
     "Run a bash command. Every call is a new shell in the work directory; files and background "
     "processes stay.",
     parameters(["command"], command={"type": "string"}, timeout_s=TIMEOUT),
     run_bash,
+    worded,
 )
 PYTHON = Tool(
     "python",
     "Run Python 3 code as a script in the work directory; print what you want to see.",
     parameters(["code"], code={"type": "string"}, timeout_s=TIMEOUT),
     run_python,
+    worded,
 )

@@ -49,6 +49,8 @@ class ToolOutput:
     cut_chars: int = 0
 
 
+Worded = Callable[[Mapping[str, Any], str], str]
+"""Of a call's arguments, and what stands in the way of it."""
 Run = Callable[[Sandbox, Mapping[str, Any], ToolSettings], Awaitable[ToolOutput]]
 
 
@@ -60,6 +62,9 @@ class Tool:
     description: str
     parameters: Mapping[str, Any]
     run: Run
+    worded: Worded = lambda _, said: said
+    """What it answers to a call that a guard has stopped, in the words of its other failures: the policy must
+    not be able to tell."""
 
     def shown(self) -> dict[str, Any]:
         """As `ToolEnv.tools` has it."""

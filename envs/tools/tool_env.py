@@ -84,6 +84,14 @@ class SandboxToolEnv:
             return StepResult(done=True, reward=0.0, info=info)
         return StepResult(done=False, messages=tuple(answers), info=self._info())
 
+    def worded(self, call: Mapping[str, Any], said: str) -> str:
+        """Raises nothing: a call of a tool that is not there, or with wrong arguments, is answered as ever."""
+        try:
+            tool = self._tool(call["name"])
+            return tool.worded(checked_arguments(tool, call.get("arguments", {})), said)
+        except ToolError as wrong:
+            return str(wrong)
+
     async def close(self) -> None:
         if self._sandbox is not None:
             await self._sandbox.close()

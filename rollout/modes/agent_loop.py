@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
 from rlframe.errors import PolicyFault, RolloutError, TaskFault, describe
-from rlframe.interfaces import Env, SpawningEnv, StepResult, ToolEnv
+from rlframe.interfaces import Env, SpawningEnv, StepResult, ToolEnv, WordingEnv
 from rlframe.types import Message, Status
 from rollout.capture.capture import Capture
 from rollout.chat import tool_result
@@ -118,7 +118,9 @@ class AgentLoop:
             raise PolicyFault(ENDED)
         calls = message["tool_calls"]
         results = {
-            c["id"]: tool_result(stopped[c["id"]].result, c) for c in calls if c["id"] in stopped
+            c["id"]: tool_result(_worded(env, c, stopped[c["id"]].result), c)
+            for c in calls
+            if c["id"] in stopped
         }
         allowed = [c for c in calls if c["id"] not in stopped]
         if not allowed:
@@ -205,6 +207,10 @@ def _answers(answer: ChatTurn, known: Mapping[str, str], *, apart_from: str) -> 
     apart = f"Not done: call other tools in a turn without {apart_from}."
     calls = answer.message["tool_calls"]
     return [tool_result(known.get(call["id"], apart), call) for call in calls]
+
+
+def _worded(env: ToolEnv, call: Mapping[str, Any], said: str) -> str:
+    return env.worded(call, said) if isinstance(env, WordingEnv) else said
 
 
 def _merged(

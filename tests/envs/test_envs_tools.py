@@ -16,7 +16,7 @@ from envs.sandbox.local import open_local
 from envs.tools.tool import ToolSettings, cut, text_of
 from envs.tools.tool_env import ALL_TOOLS, SandboxToolEnv
 from rlframe.errors import InfraFault, PolicyFault, TaskFault
-from rlframe.interfaces import Score, StepResult, ToolEnv
+from rlframe.interfaces import Score, StepResult, ToolEnv, WordingEnv
 from rlframe.sandbox.protocol import Sandbox
 
 SMALL_OUTPUT = ToolSettings(workdir="/workspace", max_chars=200, timeout_s=10)
@@ -86,6 +86,32 @@ async def test_an_answer_without_calls_ends_it() -> None:
     await env.start()
     result = await act(env, content="I am done.")
     assert (result.done, result.reward, result.info["submitted"]) == (True, 0.0, "I am done.")
+    await env.close()
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "said"),
+    [
+        ("bash", {"command": "cat a"}, "cat: a: No such file or directory"),
+        ("bash", {"command": "true"}, ""),
+        ("python", {"code": "import sys; sys.exit('no')"}, "no"),
+        ("read", {"path": "a"}, "a: No such file or directory"),
+        ("write", {"path": "f/a", "content": "x"}, "f/a: File exists"),
+        ("edit", {"path": "f", "old": "x", "new": "y"}, "whatever stands in the way"),
+        ("search", {"pattern": "x"}, ""),
+        ("bsh", {"command": "cat a"}, "cat: a: No such file or directory"),
+        ("read", {"file": "a"}, "a: No such file or directory"),
+    ],
+)
+async def test_a_stopped_call_is_answered_as_one_that_fails(
+    name: str, arguments: dict[str, Any], said: str
+) -> None:
+    """What the tool says by itself to such a call, and what it makes of a guard's words."""
+    env = an_env()
+    assert isinstance(env, WordingEnv)
+    await env.start()
+    await say(env, "write", path="f", content="nothing\n")
+    assert env.worded(call(name, arguments), said) == await say(env, name, **arguments)
     await env.close()
 
 

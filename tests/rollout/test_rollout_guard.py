@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -122,6 +122,17 @@ async def test_white_box_a_blocked_call_never_reaches_the_environment(renderer: 
     report = made.info["guard"]
     assert (report["blocked"], report["blocked_turns"], report["calls"]) == (2, 2, 4)
     assert {e["turn"] for e in report["events"]} == {0, 1}
+
+
+async def test_white_box_a_stopped_call_is_worded_by_the_environment_where_it_can(
+    renderer: Renderer,
+) -> None:
+    class Wording(Shell):
+        def worded(self, call: Mapping[str, Any], said: str) -> str:
+            return f"{said}\n[exit code 1]"
+
+    _, _, engine = await white_box(renderer, [bash(HACK), bash("done")], env=Wording())
+    assert engine.log[1].prompt.results == [f"{DUMMY}\n[exit code 1]"]
 
 
 async def test_masked_turns_are_told_in_the_trajectory_and_in_the_log(
