@@ -28,6 +28,7 @@ SUPPORTED = ((3, 11), (3, 12))
 TORCH = "torch==2.13.0"
 SGLANG = "sglang==0.5.20"
 DEEPSPEED = "deepspeed==0.19.8"
+UV = "uv==0.13.9"
 GIB_NEEDED = {"cpu": 6, "cuda": 25}
 
 
@@ -51,7 +52,7 @@ def main() -> int:
         "cpu": [
             ("virtual environment", lambda: create_environment(python)),
             ("torch, CPU build", install_cpu_torch),
-            ("locked packages", lambda: pip("--no-deps", "-r", str(REQUIREMENTS / "cpu.lock"))),
+            ("locked packages", lambda: install_locked("cpu.lock")),
             # Its dependencies are CUDA packages; what it imports on a CPU is in the lock.
             ("sglang", lambda: pip("--no-deps", SGLANG)),
             ("deepspeed, built here without CUDA ops", install_deepspeed),
@@ -60,7 +61,7 @@ def main() -> int:
         ],
         "cuda": [
             ("virtual environment", lambda: create_environment(python)),
-            ("locked packages", lambda: pip("--no-deps", "-r", str(REQUIREMENTS / "cuda.lock"))),
+            ("locked packages", lambda: install_locked("cuda.lock")),
             ("deepspeed", install_deepspeed),
             ("rlframe itself", install_project),
         ],
@@ -138,8 +139,8 @@ def install_cpu_torch() -> None:
     if is_cpu_build():
         pip(TORCH)
         return
-    pip("uv")
-    run([str(PYTHON), "-m", "uv", "pip", "install", "-qq", "--torch-backend=cpu", TORCH])
+    pip(UV)
+    run([*UV_PIP, "--torch-backend=cpu", TORCH])
 
 
 def is_cpu_build() -> bool:
@@ -154,6 +155,16 @@ def is_cpu_build() -> bool:
         return False
     found = json.loads(report.stdout)["install"][0]["metadata"]["version"]
     return str(found).endswith("+cpu")
+
+
+def install_locked(name: str) -> None:
+    """By uv, in a fifth of pip's time; by pip where uv does not get at the packages: it does not read
+    pip's own settings of indexes and certificates."""
+    wanted = ["--no-deps", "-r", str(REQUIREMENTS / name)]
+    pip(UV)
+    if subprocess.run([*UV_PIP, *wanted], stdin=subprocess.DEVNULL, capture_output=True).returncode:
+        print("by pip ...", end=" ", flush=True)
+        pip(*wanted)
 
 
 def install_deepspeed() -> None:
@@ -174,7 +185,12 @@ def check_no_cuda() -> None:
         sys.exit(fail(f"CUDA packages came in on a CPU machine: {', '.join(stray)}"))
 
 
-PIP = [str(PYTHON), "-m", "pip", "install", "-qq", "--disable-pip-version-check"]
+# Bytecode comes with the first import, of what is imported: a third of it all.
+PIP = [
+    *(str(PYTHON), "-m", "pip", "install", "-qq", "--no-compile"),
+    "--disable-pip-version-check",
+]
+UV_PIP = [str(PYTHON), "-m", "uv", "pip", "install", "-qq", "--python", str(PYTHON)]
 PIP_LIST = [str(PYTHON), "-m", "pip", "list", "--format=freeze", "--disable-pip-version-check"]
 
 
