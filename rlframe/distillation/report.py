@@ -8,8 +8,9 @@ import csv
 import io
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
+from statistics import mean
 from typing import Any
 
 from rich.console import Console
@@ -19,6 +20,7 @@ from rlframe.durable_files import write_atomic
 from rlframe.metrics import HELD_OUT, Line, series
 
 AVERAGE = "weight average"
+MEAN = "mean"
 PICTURE = "distillation.png"
 COLOURS = {
     "before": "#c8c8c8",
@@ -31,7 +33,7 @@ COLOURS = {
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """Held-out rewards of one domain, or of all (`mean`). None where nobody measured it."""
+    """Held-out rewards of one domain, or the mean of all domains. None where nobody measured it."""
 
     domain: str
     teacher: float | None
@@ -65,7 +67,7 @@ class Row:
 @dataclass(frozen=True, slots=True)
 class Report:
     rows: tuple[Row, ...]
-    """By domain; the last is the mean over all held-out tasks."""
+    """By domain; the last is their mean, in which every domain counts the same however many held-out tasks it has."""
     best_single: str
     """Which teacher that is; empty where none was compared."""
     curves: Mapping[str, Sequence[tuple[int, float]]]
@@ -82,11 +84,10 @@ def report_of(
     """`compared`: held-out rewards of every teacher and of the average; `teachers`: by domain, all that teach it
     (their mean is shown, or that of the `best`)."""
     experts = {name: rewards for name, rewards in compared.items() if name != AVERAGE}
-    best_single = max(experts, key=lambda name: experts[name]["mean"], default="")
-    curves = {
-        domain: series(history, f"held_out/{domain}", event=HELD_OUT)
-        for domain in (*teachers, "mean")
-    }
+    best_single = max(
+        experts, key=lambda name: mean(experts[name][domain] for domain in teachers), default=""
+    )
+    curves = {domain: series(history, f"held_out/{domain}", event=HELD_OUT) for domain in teachers}
 
     def row(domain: str) -> Row:
         rewards = [value for _, value in curves[domain]]
@@ -104,15 +105,31 @@ def report_of(
         )
 
     def teacher_reward(domain: str) -> float | None:
-        if domain == "mean":
-            each = [teacher_reward(d) for d in teachers]
-            known = [value for value in each if value is not None]
-            return sum(known) / len(known) if known and len(known) == len(each) else None
         names = [best[domain]] if domain in best else list(teachers[domain])
         found = [experts[n][domain] for n in names if n in experts and domain in experts[n]]
         return sum(found) / len(found) if found else None
 
-    return Report(tuple(row(domain) for domain in (*teachers, "mean")), best_single, curves)
+    rows = [row(domain) for domain in teachers]
+    together = _mean_curve(list(curves.values()))
+    return Report((*rows, _mean_row(rows, together)), best_single, {**curves, MEAN: together})
+
+
+def _mean_curve(curves: Sequence[Sequence[tuple[int, float]]]) -> list[tuple[int, float]]:
+    """At the steps at which every domain was measured."""
+    by_step = [dict(curve) for curve in curves]
+    steps = sorted(set.intersection(*(set(curve) for curve in by_step)))
+    return [(step, mean(curve[step] for curve in by_step)) for step in steps]
+
+
+def _mean_row(rows: Sequence[Row], curve: Sequence[tuple[int, float]]) -> Row:
+    def of(key: str) -> float | None:
+        known = [value for row in rows if (value := asdict(row)[key]) is not None]
+        return mean(known) if len(known) == len(rows) else None
+
+    keys = [field.name for field in fields(Row) if field.name not in ("domain", "forgotten")]
+    rewards = [reward for _, reward in curve]
+    forgotten = max(rewards) - rewards[-1] if rewards else None
+    return Row(domain=MEAN, **{key: of(key) for key in keys}, forgotten=forgotten)
 
 
 def write_report(report: Report, directory: Path, *, title: str) -> None:
@@ -130,16 +147,30 @@ def write_report(report: Report, directory: Path, *, title: str) -> None:
 
 
 def _table(report: Report) -> Table:
-    names = ("domain", "before", "student", "teacher", "share", "single", "average")
-    table = Table(*names, "KL before", "KL", "forgotten", box=None, pad_edge=False)
+    """Fits into 80 columns, cutting nothing off."""
+    table = Table(box=None, pad_edge=False)
+    table.add_column("domain", overflow="fold")
+    for name in (
+        "before",
+        "student",
+        "teacher",
+        "share",
+        "single",
+        "avg.",
+        "KL, from",
+        "to",
+        "lost",
+    ):
+        table.add_column(name, justify="right", no_wrap=True)
     table.caption = (
-        f"held-out rewards; single: {report.best_single or 'none'}, the best teacher over all; average: of the "
-        "teachers' weights; share: student / teacher"
+        f"held-out rewards; share: student / teacher; single: {report.best_single or 'none'}, the best teacher over "
+        "all; avg.: of the teachers' weights; KL to the teacher before and after; lost: the student's best reward "
+        "less its last"
     )
     for row in report.rows:
         values = (row.before, row.student, row.teacher, row.of_teacher, row.best_single)
         more = (row.weight_average, row.kl_before, row.kl, row.forgotten)
-        table.add_row(row.domain, *("-" if v is None else f"{v:.3f}" for v in (*values, *more)))
+        table.add_row(row.domain, *("-" if v is None else f"{v:.2f}" for v in (*values, *more)))
     return table
 
 
@@ -153,13 +184,13 @@ def _plot(report: Report, path: Path, *, title: str) -> None:
     bars, way = figure.subplots(2, 1)
     _bars(bars, report)
     for domain, points in report.curves.items():
-        thick = domain == "mean"
+        thick = domain == MEAN
         way.plot(
             [step for step, _ in points],
             [value for _, value in points],
             color=COLOURS["student"] if thick else "#bbbbbb",
             linewidth=2.2 if thick else 0.9,
-            label="mean of all held-out tasks" if thick else None,
+            label="mean of the domains" if thick else None,
             zorder=3 if thick else 1,
         )
     way.set_xlabel("step")

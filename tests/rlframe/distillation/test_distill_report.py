@@ -31,7 +31,28 @@ def test_rows_by_domain():
     assert b.teacher == pytest.approx(0.6)  # of a mixture: the mean
     assert b.kl is None
     assert mean.teacher == pytest.approx(0.8)
-    assert (mean.best_single, mean.student) == (0.55, 0.7)
+    assert (mean.best_single, mean.student) == (pytest.approx(0.55), pytest.approx(0.7))
+    assert mean.kl is None, "not of every domain"
+    assert report.curves["mean"] == [
+        (0, pytest.approx(0.15)),
+        (5, pytest.approx(0.65)),
+        (9, pytest.approx(0.7)),
+    ]
+
+
+def test_every_domain_counts_the_same_whatever_its_number_of_tasks():
+    """The evaluation's own mean is over tasks; here nine of ten are of `a`."""
+    history = [
+        {**line, "held_out/mean": 0.9 * line["held_out/a"] + 0.1 * line["held_out/b"]}
+        for line in HISTORY
+    ]
+    compared = {
+        name: {**rewards, "mean": 0.9 * rewards["a"] + 0.1 * rewards["b"]}
+        for name, rewards in COMPARED.items()
+    }
+    assert report_of(history, compared, {"a": ["x"], "b": ["y"]}, best={}) == report_of(
+        HISTORY, COMPARED, {"a": ["x"], "b": ["y"]}, best={}
+    )
 
 
 def test_the_best_teacher_of_a_domain_and_none_compared():
@@ -53,4 +74,4 @@ def test_files(tmp_path, capsys):
     assert (tmp_path / "distillation.png").stat().st_size > 10_000
     shown = " ".join(capsys.readouterr().out.split())
     assert "single: y, the best teacher over all" in shown
-    assert "a 0.200 0.800 1.000 0.800 0.300 0.250 2.000 0.100 0.100" in shown
+    assert "a 0.20 0.80 1.00 0.80 0.30 0.25 2.00 0.10 0.10" in shown
