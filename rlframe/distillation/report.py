@@ -148,7 +148,7 @@ def write_report(report: Report, directory: Path, *, title: str) -> None:
 
 def _table(report: Report) -> Table:
     """Fits into 80 columns, cutting nothing off."""
-    table = Table(box=None, pad_edge=False)
+    table = Table(box=None, pad_edge=False, collapse_padding=True)
     table.add_column("domain", overflow="fold")
     for name in (
         "before",
@@ -157,14 +157,14 @@ def _table(report: Report) -> Table:
         "share",
         "single",
         "avg.",
-        "KL, from",
-        "to",
+        "KL 0",
+        "KL",
         "lost",
     ):
         table.add_column(name, justify="right", no_wrap=True)
     table.caption = (
         f"held-out rewards; share: student / teacher; single: {report.best_single or 'none'}, the best teacher over "
-        "all; avg.: of the teachers' weights; KL to the teacher before and after; lost: the student's best reward "
+        "all; avg.: of the teachers' weights; KL 0, KL: to the teacher, before and after; lost: the student's best reward "
         "less its last"
     )
     for row in report.rows:
