@@ -21,7 +21,6 @@ from benchmarks.teacher_engines import (
     running,
     two_engines_reserved,
 )
-from rlframe.errors import RunError
 from rlframe.teaching import ScoreRequest
 from rollout.engine.server import Keys, SglangServer
 
@@ -171,22 +170,3 @@ def test_requests_that_could_harm_an_engine_are_refused(pool):
     for request in wrong:
         with pytest.raises(ValueError):  # noqa: PT011 - each has a message of its own
             pool.submit([request])
-
-
-@pytest.mark.parametrize("shared_memory_gib", [0.0, 1e-9])
-def test_broken_weights_of_a_teacher_stop_the_run(teachers, tmp_path, shared_memory_gib):
-    """Whether they would be copied, or read where they are."""
-    model = AutoModelForCausalLM.from_pretrained(teachers["ada"])
-    with torch.no_grad():
-        model.model.norm.weight[3] = float("nan")
-    model.save_pretrained(tmp_path / "broken")
-    manifest = manifest_for({"ada": teachers["ada"], "broken": tmp_path / "broken"})
-    with (
-        two_engines_reserved(1) as options,
-        running(manifest, options, tmp_path / "logs", shared_memory_gib=shared_memory_gib) as pool,
-    ):
-        pool.submit(random_requests("broken", 1, seed=1))
-        with pytest.raises(
-            RunError, match=r"'model\.norm\.weight' (is|has values that are) not finite"
-        ):
-            collect(pool, 1)
