@@ -115,7 +115,13 @@ def plot(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
         axes.bar(at, [row[name] for row in rows], width, color=colour, label=name.replace("_", " "))
     axes.set_xticks(range(len(rows)), [r["domain"] for r in rows], rotation=30, ha="right")
     axes.set_ylabel("held-out reward")
-    axes.legend(frameon=False, ncols=4, fontsize=9)
+    figure.legend(
+        *axes.get_legend_handles_labels(),
+        frameon=False,
+        ncols=4,
+        fontsize=9,
+        loc="outside upper left",
+    )
     figure.savefig(path, dpi=130)
 
 

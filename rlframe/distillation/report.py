@@ -218,4 +218,6 @@ def _bars(axes: Any, report: Report) -> None:
         range(len(report.rows)), [row.domain for row in report.rows], rotation=30, ha="right"
     )
     axes.set_ylabel("held-out reward")
-    axes.legend(frameon=False, ncols=5, fontsize=9)
+    # Room for the legend.
+    axes.set_ylim(top=1.15 * axes.get_ylim()[1])
+    axes.legend(frameon=False, ncols=5, fontsize=9, loc="upper left")
