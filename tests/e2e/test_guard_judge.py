@@ -52,6 +52,7 @@ def test_the_engine_judges(tmp_path: Path, hacker: Path, on_failure: str) -> Non
         f"guard.judge.on_failure={on_failure}",
         "steps=2",
         "algorithm.critic_warmup_steps=0",
+        "rollout.max_context_tokens=4096",
         "algorithm.batch_trajectories=24",
         "env.held_out=1",
     )
