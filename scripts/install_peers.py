@@ -19,7 +19,6 @@ from envs.adapters.peer import DIRECTORY, PEERS
 from rlframe.errors import UserError, nearest
 
 ROOT = Path(__file__).resolve().parents[1]
-UV = "uv==0.13.9"
 STAMP = "rlframe-installed.lock"
 
 
@@ -48,21 +47,11 @@ def install(name: str) -> str:
     shutil.rmtree(target, ignore_errors=True)
     run([sys.executable, "-m", "venv", "--without-pip", str(target)])
     python = str(target / "bin" / "python")
-    run([uv(), "pip", "install", "-q", "--no-deps", "-p", python, "-r", str(lock)])
+    # Of our environment (scripts/setup.py): seconds where pip takes minutes.
+    uv = [sys.executable, "-m", "uv", "pip", "install", "-q"]
+    run([*uv, "--no-deps", "-p", python, "-r", str(lock)])
     stamp.write_text(lock.read_text())
     return about
-
-
-def uv() -> str:
-    """It takes seconds where pip takes minutes. On the path, or one of our own."""
-    found = shutil.which("uv") or shutil.which("uv", path=str(ROOT / DIRECTORY / "uv" / "bin"))
-    if found:
-        return found
-    own = ROOT / DIRECTORY / "uv"
-    run([sys.executable, "-m", "venv", str(own)])
-    pip = [str(own / "bin" / "python"), "-m", "pip", "install", "-qq"]
-    run([*pip, "--disable-pip-version-check", UV])
-    return str(own / "bin" / "uv")
 
 
 def run(command: list[str]) -> None:

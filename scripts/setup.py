@@ -161,10 +161,11 @@ def install_locked(name: str) -> None:
     """By uv, in a good half of pip's time; by pip where uv does not get at the packages: it does not read
     pip's own settings of indexes and certificates."""
     wanted = ["--no-deps", "-r", str(REQUIREMENTS / name)]
-    pip(UV)
-    if subprocess.run([*UV_PIP, *wanted], stdin=subprocess.DEVNULL, capture_output=True).returncode:
-        print("by pip ...", end=" ", flush=True)
-        pip(*wanted)
+    for command in ([*PIP, UV], [*UV_PIP, *wanted]):
+        if subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True).returncode:
+            print("by pip ...", end=" ", flush=True)
+            pip(*wanted)
+            return
 
 
 def install_deepspeed() -> None:

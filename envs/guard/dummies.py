@@ -3,6 +3,8 @@ and holds nothing that the agent has not written itself."""
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import posixpath
 import re
 from collections.abc import Mapping
@@ -43,7 +45,7 @@ _WRITERS = {
     "mkdir": "mkdir: cannot create directory ‘{path}’: " + DENIED,
     "chmod": "chmod: changing permissions of '{path}': Operation not permitted",
     "chown": "chown: changing ownership of '{path}': Operation not permitted",
-    "sed": "sed: couldn't open temporary file {directory}/sedXXXXXX: " + DENIED,
+    "sed": "sed: couldn't open temporary file {directory}/sed{letters}: " + DENIED,
     "tee": "tee: {path}: " + DENIED,
 }
 _SILENT = {"find", "glob", "locate", "fd", "grep", "rg", "test", "which", "string"}
@@ -87,7 +89,8 @@ def _of_command(action: Run, flag: Flag) -> str:
             return _of_python(flag, "<string>")
         form = _WRITERS.get(by, "{by}: {path}: " + DENIED)
         directory = posixpath.dirname(path) or "."
-        return form.format(by=by, path=path, directory=directory) if path else ""
+        named = {"by": by, "path": path, "directory": directory, "letters": _letters(path)}
+        return form.format(**named) if path else ""
     if not path or by in _SILENT:
         return ""
     if re.match(r"python[\d.]*$", by):
@@ -95,6 +98,13 @@ def _of_command(action: Run, flag: Flag) -> str:
     if re.match(r"open$|\w+\.\w+|read_|subprocess", by):
         return _of_python(flag, "<string>")
     return _READERS.get(by, "{by}: {path}: " + NO_FILE).format(by=by, path=path)
+
+
+def _letters(path: str) -> str:
+    """As mkstemp ends a name; the same for the same path."""
+    return base64.b32encode(hashlib.sha256(path.encode(errors="surrogatepass")).digest())[
+        :6
+    ].decode()
 
 
 def _of_git(by: str, word: str) -> str:

@@ -12,6 +12,7 @@ from rlframe.sandbox.protocol import Sandbox
 MAX_FILE_BYTES = 16 << 20
 DEFAULT_LINES = 400
 NO_MATCHES = "[no matches]"
+NOT_THERE = "'old' does not stand in"
 PATH = {"type": "string", "description": "absolute, or from the work directory"}
 
 
@@ -44,7 +45,7 @@ async def edit(sandbox: Sandbox, given: Mapping[str, Any], settings: ToolSetting
     content = await _content(sandbox, path, settings)
     times = content.count(old)
     if times == 0:
-        raise ToolError(_not_there(given, ""))
+        raise ToolError(f"Error: {NOT_THERE} {path}.")
     if times > 1 and not given.get("all", False):
         raise ToolError(
             f"Error: 'old' stands {times} times in {path}: give more of its surroundings, or all=true."
@@ -98,7 +99,7 @@ def _failed(_: Mapping[str, Any], said: str) -> str:
 
 
 def _not_there(given: Mapping[str, Any], _: str) -> str:
-    return f"Error: 'old' does not stand in {given['path']}."
+    return f"Error: {NOT_THERE} {given['path']}."
 
 
 def _no_matches(_: Mapping[str, Any], __: str) -> str:

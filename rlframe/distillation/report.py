@@ -122,14 +122,14 @@ def _mean_curve(curves: Sequence[Sequence[tuple[int, float]]]) -> list[tuple[int
 
 
 def _mean_row(rows: Sequence[Row], curve: Sequence[tuple[int, float]]) -> Row:
-    def of(key: str) -> float | None:
-        known = [value for row in rows if (value := asdict(row)[key]) is not None]
-        return mean(known) if len(known) == len(rows) else None
-
-    keys = [field.name for field in fields(Row) if field.name not in ("domain", "forgotten")]
+    """Of what every domain has; forgotten is what the mean itself has lost."""
+    numbers = [row.numbers() for row in rows]
+    known = set.intersection(*(set(each) for each in numbers)) - {"of_teacher", "forgotten"}
+    values: dict[str, float | None] = dict.fromkeys((field.name for field in fields(Row)), None)
+    values |= {key: mean(each[key] for each in numbers) for key in known}
     rewards = [reward for _, reward in curve]
-    forgotten = max(rewards) - rewards[-1] if rewards else None
-    return Row(domain=MEAN, **{key: of(key) for key in keys}, forgotten=forgotten)
+    values["forgotten"] = max(rewards) - rewards[-1] if rewards else None
+    return Row(**{**values, "domain": MEAN})
 
 
 def write_report(report: Report, directory: Path, *, title: str) -> None:

@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
-import socket
-import subprocess
-import time
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 import pytest
-from peers import needs_peer
+from peers import needs_peer, served
 
 from envs.adapters.openenv import Acting, OpenEnvSource, OpenEnvText, OpenEnvTools
-from envs.adapters.peer import own_environment, peer_python
 from envs.registry import make_source
 from envs.source_check import check_source
 from rlframe.errors import InfraFault, TaskFault, UserError
@@ -113,30 +108,8 @@ def urls(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mapping[str, str]
     """One server a kind of environment; the third takes two sessions at a time."""
     script = tmp_path_factory.mktemp("openenv") / "server.py"
     script.write_text(SERVER)
-    with contextlib.ExitStack() as stack:
-        ports = {}
-        for kind in ("guess", "move", "tools"):
-            listener = stack.enter_context(socket.create_server(("127.0.0.1", 0)))
-            ports[kind] = listener.getsockname()[1]
-    command = [peer_python("openenv"), str(script), *(f"{k}:{p}" for k, p in ports.items())]
-    process = subprocess.Popen(command, stderr=subprocess.DEVNULL, env=own_environment())
-    try:
-        for port in ports.values():
-            wait_for(port, process)
-        yield {kind: f"http://127.0.0.1:{port}" for kind, port in ports.items()}
-    finally:
-        process.kill()
-        process.wait()
-
-
-def wait_for(port: int, process: subprocess.Popen[bytes]) -> None:
-    for _ in range(1200):
-        assert process.poll() is None
-        with contextlib.suppress(OSError):
-            socket.create_connection(("127.0.0.1", port), 1).close()
-            return
-        time.sleep(0.1)
-    raise AssertionError("the server does not come up")
+    with served("openenv", script, ("guess", "move", "tools")) as found:
+        yield found
 
 
 def source_of(url: str, **given: Any) -> OpenEnvSource:

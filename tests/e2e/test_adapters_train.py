@@ -1,18 +1,13 @@
 """An environment of the real `verifiers` package and one behind a server of the real `openenv`, trained with."""
 
-import contextlib
-import socket
 import subprocess
 import sys
-import time
-from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 
 import pytest
-from peers import needs_peer
+from peers import needs_peer, served
 
-from envs.adapters.peer import own_environment, peer_python
 from rlframe.metrics import read, series
 from rlframe.store import TrajectoryStore
 from rlframe.types import Status
@@ -75,7 +70,7 @@ class Short(Environment):
         return State(step_count=self.turns)
 
 app = create_fastapi_app(Short, Saying, Heard, max_concurrent_envs=64)
-uvicorn.run(app, host="127.0.0.1", port=int(sys.argv[1]), log_level="warning")
+uvicorn.run(app, host="127.0.0.1", port=int(sys.argv[1].split(":")[1]), log_level="warning")
 """
 
 
@@ -108,31 +103,11 @@ def test_verifiers(tmp_path: Path, warm_start: Path) -> None:
     check(tmp_path / "run")
 
 
-@pytest.fixture
-def server(tmp_path: Path) -> Iterator[str]:
-    with closing(socket.socket()) as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    python = peer_python("openenv")
-    assert python
-    process = subprocess.Popen(
-        [python, "-c", SERVER, str(port)], env=own_environment(), cwd=tmp_path
-    )
-    deadline = time.monotonic() + 120
-    while True:
-        with contextlib.suppress(OSError), closing(socket.create_connection(("127.0.0.1", port))):
-            break
-        assert process.poll() is None, "the server ended"
-        assert time.monotonic() < deadline, "the server does not answer"
-        time.sleep(0.1)
-    yield f"http://127.0.0.1:{port}"
-    process.terminate()
-    process.wait(10)
-
-
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 @needs_peer("openenv")
-def test_openenv(tmp_path: Path, warm_start: Path, server: str) -> None:
-    train(tmp_path, warm_start, "env.name=openenv", f"env.args.url={server}")
+def test_openenv(tmp_path: Path, warm_start: Path) -> None:
+    (tmp_path / "server.py").write_text(SERVER)
+    with served("openenv", tmp_path / "server.py", ["short"]) as urls:
+        train(tmp_path, warm_start, "env.name=openenv", f"env.args.url={urls['short']}")
     check(tmp_path / "run")

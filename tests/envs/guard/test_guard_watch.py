@@ -97,6 +97,12 @@ def test_a_task_without_rules_is_not_watched() -> None:
         ("bash", {"command": "echo 1 > test.py"}, "bash: test.py: Permission denied", None),
         ("bash", {"command": "rm test.py"}, "rm: cannot remove 'test.py': Permission denied", None),
         (
+            "bash",
+            {"command": "sed -i s/1/2/ test.py"},
+            "sed: couldn't open temporary file ./sedGZS5MU: Permission denied",
+            None,
+        ),
+        (
             "exec",
             {"command": ["bash", "-lc", "cat .eval/a"]},
             "cat: .eval/a: No such file or directory",
