@@ -125,11 +125,12 @@ def _mean_row(rows: Sequence[Row], curve: Sequence[tuple[int, float]]) -> Row:
     """Of what every domain has; forgotten is what the mean itself has lost."""
     numbers = [row.numbers() for row in rows]
     known = set.intersection(*(set(each) for each in numbers)) - {"of_teacher", "forgotten"}
-    values: dict[str, float | None] = dict.fromkeys((field.name for field in fields(Row)), None)
+    measures = [field.name for field in fields(Row) if field.name != "domain"]
+    values: dict[str, float | None] = dict.fromkeys(measures)
     values |= {key: mean(each[key] for each in numbers) for key in known}
     rewards = [reward for _, reward in curve]
     values["forgotten"] = max(rewards) - rewards[-1] if rewards else None
-    return Row(**{**values, "domain": MEAN})
+    return Row(domain=MEAN, **values)
 
 
 def write_report(report: Report, directory: Path, *, title: str) -> None:
