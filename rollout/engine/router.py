@@ -16,7 +16,8 @@ import requests
 
 from rlframe.errors import RunError, UserError
 from rollout.engine.launcher import API_KEY_VARIABLE
-from rollout.engine.server import Keys, free_port
+from rollout.engine.ports import HeldPort
+from rollout.engine.server import Keys
 
 START_TIMEOUT_S = 60.0
 POLL_S = 0.05
@@ -39,16 +40,17 @@ class Router:
         self._workers: dict[str, str] = {}  # url -> id at the router
         self._session = requests.Session()
         self._session.trust_env = False
+        self._port, self._metrics_port = HeldPort(host), HeldPort("127.0.0.1")
         self._fields = {
             "policy": "cache_aware",
             "log_level": "warn",
             "request_timeout_secs": REQUEST_TIMEOUT_S,
             "cb_timeout_duration_secs": CIRCUIT_OPEN_S,
             "prometheus_host": "127.0.0.1",
-            "prometheus_port": free_port("127.0.0.1"),
+            "prometheus_port": self._metrics_port.number,
             **arguments,
             "host": host,
-            "port": free_port(host),
+            "port": self._port.number,
         }
         self.url = f"http://{host}:{self._fields['port']}"
 

@@ -7,7 +7,6 @@ import json
 import os
 import secrets
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -21,6 +20,7 @@ from rlframe.errors import RunError
 from rollout.engine import launcher
 from rollout.engine.arguments import server_arguments
 from rollout.engine.control import Control
+from rollout.engine.ports import free_port
 
 READY_POLL_S = 0.1
 STOP_TIMEOUT_S = 3.0
@@ -167,10 +167,3 @@ class SglangServer:
             return "(no log)"
         lines = self.log.read_text(errors="replace").strip().splitlines()
         return "\n".join(lines[-LOG_TAIL_LINES:])
-
-
-def free_port(host: str) -> int:
-    """A port nobody listens on now. Another process may take it before us: `start` tries again."""
-    with socket.socket() as probe:
-        probe.bind((host, 0))
-        return int(probe.getsockname()[1])
