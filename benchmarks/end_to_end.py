@@ -47,7 +47,6 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("size", nargs="?", default="tiny", choices=sorted(SHAPES))
     parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--without", nargs="*", default=[], choices=["trl", "floor"])
     given = parser.parse_args()
     shape = SHAPES[given.size]
     set_up_trl()

@@ -87,6 +87,10 @@ def main(arguments_file: str) -> None:
 
     logging.basicConfig(level=logging.INFO, format="[%(asctime)s] %(message)s", force=True)
     load_plugins()
+    if fields.get("device") == "cpu":
+        from rollout.engine import cpu_attention
+
+        cpu_attention.register()
     keys = {
         "api_key": os.environ.pop(API_KEY_VARIABLE, None),
         "admin_api_key": os.environ.pop(ADMIN_KEY_VARIABLE, None),

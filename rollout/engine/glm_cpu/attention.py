@@ -1,18 +1,18 @@
-"""SGLang's torch-native attention backend, that can also be told which rows to read."""
+"""The torch-native attention backend, that can also be told which rows to read."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from sglang.srt.layers.attention.torch_native_backend import TorchNativeAttnBackend
 from sglang.srt.mem_cache.memory_pool import KVWriteLoc
 from torch import Tensor
 
+from rollout.engine.cpu_attention import BatchedTorchAttention
 from rollout.engine.glm_cpu.layout import layout_of
 from rollout.engine.glm_cpu.sparse import attend
 
 
-class TorchSparseAttention(TorchNativeAttnBackend):  # type: ignore[misc]
+class TorchSparseAttention(BatchedTorchAttention):  # type: ignore[misc]
     """Without `topk_indices` it is its parent."""
 
     def forward_extend(self, q: Tensor, k: Tensor, v: Tensor, *args: Any, **kwargs: Any) -> Tensor:
