@@ -5,7 +5,8 @@
 
 `measured`: twelve tiny teachers of one shape, two real engines. A round scores the same traces twice: spread
 over all twelve teachers, so that ten weights are swapped; and spread over the two teachers that
-the engines have, so that none is. Both compute the same, for the teachers differ in their numbers only.
+the engines have, so that none has to be (an engine that is done early may take the other's teacher, too, where
+that is quicker: a swap that serves this side). Both compute the same, for the teachers differ in their numbers only.
 That is stricter than a whole merge, in which rollouts and training take time, too. More engines than two would
 not be faster here: there are two cores.
 
@@ -73,6 +74,7 @@ def measured(rounds: int) -> list[dict[str, Any]]:
                 return Round(seconds, tree_cpu_seconds() - cpu, tokens)
 
             swaps: list[dict[str, float]] = []
+            helped: list[float] = []
 
             def swapping() -> Round:
                 pool.metrics()
@@ -83,7 +85,7 @@ def measured(rounds: int) -> list[dict[str, Any]]:
 
             def resident() -> Round:
                 done = score(loaded)
-                assert pool.metrics()["swaps"] == 0
+                helped.append(pool.metrics()["swaps"])
                 return done
 
             found = interleaved({"swapping": swapping, "resident": resident}, rounds=rounds)
@@ -97,7 +99,7 @@ def measured(rounds: int) -> list[dict[str, Any]]:
     print(f"with swaps {slower:.3f} times as long (goal: at most {GOAL})")
     return [
         row("twelve_on_two", found["swapping"], times_as_long=round(slower, 3), goal=GOAL, **more),
-        row("resident", found["resident"]),
+        row("resident", found["resident"], swaps=statistics.median(helped[-rounds:])),
     ]
 
 
