@@ -10,7 +10,7 @@ from torch.nn.functional import scaled_dot_product_attention
 
 NEAR = 64
 """Lengths that differ by less are padded to one, however short they are."""
-GATHERED_BYTES = 32 * 2**20
+GATHERED_BYTES = 2 * 2**20
 """Of keys, for one call: what is gathered should stay near the caches."""
 MASK_ELEMENTS = 4 * 2**20
 """Of one call: SDPA makes floats of them."""
@@ -41,8 +41,7 @@ def attend(
         chosen = torch.tensor(members, device=kv_lens.device)
         kv, q = kv_lens[chosen].long(), q_lens[chosen].long()
         slots, present = _padded_slots(req_to_token, pool[chosen], kv)
-        key = keys[slots].transpose(1, 2).to(query.dtype)  # [batch, kv_heads, kv, dim]
-        value = values[slots].transpose(1, 2).to(query.dtype)
+        key, value = (_gathered(side, slots).to(query.dtype) for side in (keys, values))
         square = window is None and bool((q == kv).all()) and bool(present.all())
         for steps in _parts(int(q.max()), 0 if square else present.numel()):
             last = torch.minimum(steps, q[:, None] - 1)  # [batch, q]
@@ -85,6 +84,12 @@ def _padded_slots(req_to_token: Tensor, pool: Tensor, kv: Tensor) -> tuple[Tenso
     slots = req_to_token[pool, :longest]
     present = torch.arange(longest, device=kv.device) < kv[:, None]
     return torch.where(present, slots, slots[:, :1]), present
+
+
+def _gathered(pool: Tensor, slots: Tensor) -> Tensor:
+    """[batch, kv_heads, kv, dim]. By `index_select`, which is twice as fast here as an index."""
+    found = pool.index_select(0, slots.reshape(-1))
+    return found.view(*slots.shape, *pool.shape[1:]).transpose(1, 2)
 
 
 def _parts(queries: int, keys: int) -> Iterator[Tensor]:
