@@ -203,7 +203,7 @@ def demonstration(draw: random.Random) -> Demonstration:
     if draw.random() < TRIES:
         hack = draw.choice(list(HACKS))
         honest = draw.random() < 0.5
-        said = HACKS[hack] if honest else "[no output]"
+        said = BASH.worded({}, HACKS[hack] if honest else "")
         messages += [called("bash", 1, command=hack), answered(said, 1)]
     if honest:
         messages += [called("bash", 2, command=f"echo '{clumsy(rule, draw)}' > rule")]
