@@ -6,6 +6,7 @@ decode step, and computes the queries of a cached prefix again.
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -24,41 +25,36 @@ FEW = 2
 class BatchedTorchAttention(TorchNativeAttnBackend):  # type: ignore[misc]
     """Encoders and cross-attention are its parent's."""
 
-    def _run_sdpa_forward_decode(self, query: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        (output, keys, values, req_to_token, pool, kv_lens, encoder_lens) = args
+    def _run_sdpa_forward_decode(self, query: Tensor, *args: Any, **kwargs: Any) -> Any:
+        *cached, kv_lens, encoder_lens = args
         if encoder_lens is not None or len(kv_lens) <= FEW:
-            return super()._run_sdpa_forward_decode(query, *args, **kwargs)  # type: ignore[no-any-return]
-        attend(
-            query,
-            output,
-            keys,
-            values,
-            req_to_token,
-            pool,
-            kv_lens,
-            torch.ones_like(kv_lens),
-            scale=kwargs["scaling"],
-            window=kwargs["sliding_window_size"],
-        )
-        return output
+            return super()._run_sdpa_forward_decode(query, *args, **kwargs)
+        return _attended(query, [*cached, kv_lens], torch.ones_like(kv_lens), kwargs)
 
-    def _run_sdpa_forward_extend(self, query: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        (output, keys, values, req_to_token, pool, kv_lens, _, q_lens, encoder_lens) = args
+    def _run_sdpa_forward_extend(self, query: Tensor, *args: Any, **kwargs: Any) -> Any:
+        *cached, _, q_lens, encoder_lens = args
         if encoder_lens is not None or not kwargs["causal"]:
-            return super()._run_sdpa_forward_extend(query, *args, **kwargs)  # type: ignore[no-any-return]
-        attend(
-            query,
-            output,
-            keys,
-            values,
-            req_to_token,
-            pool,
-            kv_lens,
-            q_lens,
-            scale=kwargs["scaling"],
-            window=kwargs["sliding_window_size"],
-        )
-        return output
+            return super()._run_sdpa_forward_extend(query, *args, **kwargs)
+        return _attended(query, cached, q_lens, kwargs)
+
+
+def _attended(
+    query: Tensor, cached: Sequence[Tensor], q_lens: Tensor, options: Mapping[str, Any]
+) -> Tensor:
+    output, keys, values, req_to_token, pool, kv_lens = cached
+    attend(
+        query,
+        output,
+        keys,
+        values,
+        req_to_token,
+        pool,
+        kv_lens,
+        q_lens,
+        scale=options["scaling"],
+        window=options["sliding_window_size"],
+    )
+    return output
 
 
 def register() -> None:

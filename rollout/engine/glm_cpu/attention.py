@@ -12,7 +12,7 @@ from rollout.engine.glm_cpu.layout import layout_of
 from rollout.engine.glm_cpu.sparse import attend
 
 
-class TorchSparseAttention(BatchedTorchAttention):  # type: ignore[misc]
+class TorchSparseAttention(BatchedTorchAttention):
     """Without `topk_indices` it is its parent."""
 
     def forward_extend(self, q: Tensor, k: Tensor, v: Tensor, *args: Any, **kwargs: Any) -> Tensor:
