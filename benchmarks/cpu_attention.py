@@ -13,66 +13,38 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
 
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from benchmarks.harness import Round, interleaved, ratio, row, write_result
 from rollout.engine import cpu_imports
+from tests.rollout.engine.attention_cases import Case, caller
 
 cpu_imports.install()
 from sglang.srt.layers.attention.torch_native_backend import TorchNativeAttnBackend  # noqa: E402
 
 from rollout.engine.cpu_attention import BatchedTorchAttention  # noqa: E402
 
-HEADS, KV_HEADS = 4, 2
 REPEATS_S = 0.2
 """A round repeats the call for about so long."""
 
 
-class Case(NamedTuple):
-    lengths: list[tuple[int, int]]
-    """Of each sequence: cached tokens, new ones."""
-    head_dim: int = 16
+def case(lengths: list[tuple[int, int]], dim: int = 16) -> Case:
+    return Case(lengths, heads=4, kv_heads=2, dim=dim, value_dim=dim)
 
 
 CASES = {
-    "decode, 1 sequence of 64": Case([(63, 1)]),
-    "decode, 8 of 1,000 to 1,300": Case([(1000 + 40 * n, 1) for n in range(8)], 64),
-    "decode, 64 of 64": Case([(63, 1)] * 64),
-    "decode, 64 of 20 to 210": Case([(20 + 3 * n, 1) for n in range(64)]),
-    "prompts, 64 of 32": Case([(0, 32)] * 64),
-    "prompts, 32 of 20 to 82": Case([(0, 20 + 2 * n) for n in range(32)]),
-    "turns, 8 of 40 after 700 to 910": Case([(700 + 30 * n, 40) for n in range(8)]),
-    "scoring, 32 of 256": Case([(0, 256)] * 32),
-    "prompt, 1 of 4,096": Case([(0, 4096)], 64),
+    "decode, 1 sequence of 64": case([(63, 1)]),
+    "decode, 8 of 1,000 to 1,300": case([(1000 + 40 * n, 1) for n in range(8)], 64),
+    "decode, 64 of 64": case([(63, 1)] * 64),
+    "decode, 64 of 20 to 210": case([(20 + 3 * n, 1) for n in range(64)]),
+    "prompts, 64 of 32": case([(0, 32)] * 64),
+    "prompts, 32 of 20 to 82": case([(0, 20 + 2 * n) for n in range(32)]),
+    "turns, 8 of 40 after 700 to 910": case([(700 + 30 * n, 40) for n in range(8)]),
+    "scoring, 32 of 256": case([(0, 256)] * 32),
+    "prompt, 1 of 4,096": case([(0, 4096)], 64),
 }
-
-
-def caller(backend: type[TorchNativeAttnBackend], case: Case) -> Callable[[], torch.Tensor]:
-    draw = torch.Generator().manual_seed(0)
-    prefix, new = (torch.tensor(side) for side in zip(*case.lengths, strict=True))
-    kv_lens, count = prefix + new, len(case.lengths)
-    table = torch.zeros(count, int(kv_lens.max()), dtype=torch.int32)
-    slots = torch.randperm(int(kv_lens.sum()), generator=draw).int()
-    for n, own in enumerate(slots.split(kv_lens.tolist())):
-        table[n, : len(own)] = own
-    keys, values = (
-        torch.randn(len(slots), KV_HEADS, case.head_dim, generator=draw) for _ in range(2)
-    )
-    query = torch.randn(int(new.sum()), HEADS, case.head_dim, generator=draw)
-    cached = (query, torch.empty_like(query), keys, values, table, torch.arange(count), kv_lens)
-    named: dict[str, Any] = {
-        "scaling": case.head_dim**-0.5,
-        "enable_gqa": True,
-        "is_cross_attn": False,
-        "sliding_window_size": None,
-    }
-    made = object.__new__(backend)  # the two methods ask nothing of a model runner
-    if int(new.max()) == 1:
-        return lambda: made._run_sdpa_forward_decode(*cached, None, causal=False, **named)
-    return lambda: made._run_sdpa_forward_extend(*cached, prefix, new, None, causal=True, **named)
 
 
 def side(call: Callable[[], torch.Tensor]) -> Callable[[], Round]:
@@ -95,11 +67,11 @@ def main() -> None:
     given = parser.parse_args()
     torch.set_num_threads(1)
     rows = []
-    for name, case in CASES.items():
+    for name, measured in CASES.items():
         print(name)
         calls = {
-            "rlframe": caller(BatchedTorchAttention, case),
-            "sglang": caller(TorchNativeAttnBackend, case),
+            "rlframe": caller(BatchedTorchAttention, measured),
+            "sglang": caller(TorchNativeAttnBackend, measured),
         }
         first, second = (call().clone() for call in calls.values())
         torch.testing.assert_close(first, second, atol=1e-5, rtol=1e-4)

@@ -38,7 +38,7 @@ def attend(
     starts = q_lens.cumsum(0) - q_lens
     row_bytes = keys[0].numel() * keys.element_size()
     for members in similar(q_lens.tolist(), kv_lens.tolist(), row_bytes):
-        chosen = torch.tensor(members, device=kv_lens.device)
+        chosen = torch.tensor(members)
         kv, q = kv_lens[chosen].long(), q_lens[chosen].long()
         slots, present = _padded_slots(req_to_token, pool[chosen], kv)
         key, value = (_gathered(side, slots).to(query.dtype) for side in (keys, values))
@@ -82,7 +82,7 @@ def _padded_slots(req_to_token: Tensor, pool: Tensor, kv: Tensor) -> tuple[Tenso
     """
     longest = int(kv.max())
     slots = req_to_token[pool, :longest]
-    present = torch.arange(longest, device=kv.device) < kv[:, None]
+    present = torch.arange(longest) < kv[:, None]
     return torch.where(present, slots, slots[:, :1]), present
 
 
@@ -103,7 +103,7 @@ def _mask(positions: Tensor, present: Tensor, window: int | None) -> Tensor | No
     """What a query at `positions` [batch, q] sees, [batch, 1, q, kv]; None: everything."""
     if positions.shape[1] == 1 and window is None and bool(present.all()):
         return None
-    at = torch.arange(present.shape[1], device=present.device)
+    at = torch.arange(present.shape[1])
     seen = present[:, None, :] & (at <= positions[:, :, None])
     if window is not None:
         seen &= at >= positions[:, :, None] - window

@@ -1,4 +1,4 @@
-"""Batches for the attention of CPU engines; as a program, SGLang's own result beside ours.
+"""Batches for the attention of CPU engines, for tests and its benchmark; as a program, SGLang's own result beside ours.
 
 A process of its own, because SGLang's backend can't be imported after transformers was without the stand-ins
 of `rollout.engine.cpu_imports`.
@@ -6,6 +6,7 @@ of `rollout.engine.cpu_imports`.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -86,8 +87,8 @@ BESIDE_SGLANG = {
 }
 
 
-def through(backend: Any, case: Case, *, causal: bool = True) -> Tensor:
-    """The case through one of the two methods that SGLang's backend has for it."""
+def caller(backend: type[Any], case: Case, *, causal: bool = True) -> Callable[[], Tensor]:
+    """The case through one of the two methods that SGLang's backend has for it, as SGLang calls them."""
     made = object.__new__(backend)  # they ask nothing of a model runner
     t = case.tensors()
     names = ("query", "output", "keys", "values", "req_to_token", "pool", "kv_lens")
@@ -99,11 +100,9 @@ def through(backend: Any, case: Case, *, causal: bool = True) -> Tensor:
         "sliding_window_size": case.window,
     }
     if all(new == 1 for _, new in case.lengths):
-        made._run_sdpa_forward_decode(*cached, None, causal=False, **named)
-    else:
-        prefix = t["kv_lens"] - t["q_lens"]
-        made._run_sdpa_forward_extend(*cached, prefix, t["q_lens"], None, causal=causal, **named)
-    return t["output"]
+        return lambda: made._run_sdpa_forward_decode(*cached, None, causal=False, **named)
+    more = [t["kv_lens"] - t["q_lens"], t["q_lens"], None]
+    return lambda: made._run_sdpa_forward_extend(*cached, *more, causal=causal, **named)
 
 
 def main() -> None:
@@ -118,13 +117,13 @@ def main() -> None:
         for name, lengths in BESIDE_SGLANG.items():
             for window in (None, 20):
                 case = Case(lengths, 4, 2, 16, 16, window, dtype)
-                ours = through(BatchedTorchAttention, case)
-                theirs = through(TorchNativeAttnBackend, case)
+                ours = caller(BatchedTorchAttention, case)()
+                theirs = caller(TorchNativeAttnBackend, case)()
                 torch.testing.assert_close(ours, theirs, atol=gap, rtol=gap)
                 print(f"{name} {window} {dtype}: {float((ours - theirs).abs().max()):.1e}")
     encoder = Case([(0, 5), (0, 3)], 2, 2)
     both = [
-        through(b, encoder, causal=False) for b in (BatchedTorchAttention, TorchNativeAttnBackend)
+        caller(b, encoder, causal=False)() for b in (BatchedTorchAttention, TorchNativeAttnBackend)
     ]
     assert torch.equal(*both)
 

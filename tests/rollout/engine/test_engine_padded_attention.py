@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -49,6 +50,7 @@ def test_every_token_attends_as_by_hand(
 def test_it_is_sglangs_own_result() -> None:
     said = subprocess.run(
         [sys.executable, "-m", "tests.rollout.engine.attention_cases"],
+        cwd=Path(__file__).parents[3],
         capture_output=True,
         text=True,
         check=False,
