@@ -66,6 +66,8 @@ def policy_of(job: Job, objective: PolicyObjective | SftObjective) -> RankedRole
         scheduling=job.options[POLICY],
         keeps_reference=isinstance(config.algorithm, PpoConfig) and config.algorithm.kl_coef > 0,
         teachers=_teachers_on_ranks(config),
+        keeps_teacher_states=isinstance(config.algorithm, OpdConfig)
+        and config.algorithm.epochs > 1,
     )
 
 

@@ -16,6 +16,8 @@ from tests.trainer.spawn import run_ranks
 from tests.trainer.tiny import TINY
 from tests.trainer.train_rows import plan_of, rank_spec, train_rows
 from tests.trainer.training_ranks import join_ranks, own_shard, parameters
+from trainer.megatron import teacher_passes
+from trainer.megatron.passes import forward_only
 from trainer.megatron.training import Training
 from trainer.objective import COLUMNS, DistillationObjective, PolicyObjective
 
@@ -153,6 +155,85 @@ def test_a_divergence_from_teachers_on_the_ranks(
         assert statistics["teacher_divergence"] == pytest.approx(divergence, rel=1e-5)
         assert statistics["grad_norm"] == pytest.approx(norm, rel=1e-4)
     assert all(f["same"] for f in found)
+
+
+def learn_more_than_once(
+    rank: int,
+    world_size: int,
+    init_method: str,
+    layout: LayoutConfig,
+    plans: list[BatchPlan],
+    steps: list[int],
+    paths: list[str],
+    keeps: bool,
+) -> list[dict[str, Any]]:
+    """By update: its statistics, and of how many tokens this rank's teachers made states."""
+    join_ranks(rank, world_size, init_method, layout)
+    spec = rank_spec("policy", rank=rank, layout=layout, path=paths[0])
+    assert isinstance(spec.objective, PolicyObjective)
+    objective = replace(spec.objective, distillation=DistillationObjective("reverse_kl", coef=0.5))
+    training = Training(
+        replace(spec, objective=objective, teachers=tuple(paths[1:]), keeps_teacher_states=keeps),
+        "cpu",
+    )
+    read = 0
+
+    def counted(model: Any, batches: list[Any], readout: Any) -> Any:
+        nonlocal read
+        read += sum(batch.tokens for batch in batches)
+        return forward_only(model, batches, readout)
+
+    teacher_passes.forward_only = counted
+    rows, found = rows_with_teachers(), []
+    columns = (*COLUMNS[PolicyObjective], "teacher_weights", "teacher_index")
+    actions = sum(int(row.loss_mask.sum()) for row in rows)
+    for plan, step in zip(plans, steps, strict=True):
+        read = 0
+        shard = own_shard(training, rows, plan, columns)
+        statistics = training.update(shard, step=step, actions=actions)
+        found.append({"statistics": statistics, "read": read})
+    return found
+
+
+@pytest.mark.parametrize(
+    ("name", "again"),
+    [
+        ("one", plan_of(((1, 2), (), (0, 3), (4,)))),
+        pytest.param("pipeline", plan_of(((1, 2), (0, 3), (4,))), marks=pytest.mark.slow),
+        # Rows 0 and 1 change places: each rank's teachers read one row more.
+        pytest.param("data", plan_of(((1, 4), (2,)), ((0, 3), ())), marks=pytest.mark.slow),
+        pytest.param("context", WHOLE, marks=pytest.mark.slow),
+    ],
+)
+def test_what_teachers_said_is_kept_for_the_updates_of_a_step(
+    checkpoints: list[str], name: str, again: BatchPlan
+) -> None:
+    layout, plan = LAYOUTS[name]
+    plans, steps = [plan, again, again], [0, 0, 1]
+    kept, anew = (
+        run_ranks(
+            learn_more_than_once,
+            layout.world_size,
+            layout=layout,
+            plans=plans,
+            steps=steps,
+            paths=checkpoints,
+            keeps=keeps,
+        )
+        for keeps in (True, False)
+    )
+    for of_kept, of_anew in zip(kept, anew, strict=True):
+        for update, reference in zip(of_kept, of_anew, strict=True):
+            if reference["statistics"]:
+                assert update["statistics"] == pytest.approx(reference["statistics"], rel=1e-4)
+    lengths = [len(row.token_ids) for row in rows_with_teachers()]
+    moved = lengths[0] + lengths[1]
+    second = {"one": 0, "pipeline": 0, "data": moved}
+    total = [sum(rank[update]["read"] for rank in kept) for update in range(3)]
+    everything = [sum(rank[update]["read"] for rank in anew) for update in range(3)]
+    assert total[0] == everything[0]
+    assert total[2] == everything[2]
+    assert total[1] == second.get(name, everything[1])
 
 
 def test_each_row_is_read_by_its_own_teacher_at_temperature_one(checkpoints: list[str]) -> None:

@@ -48,11 +48,18 @@ class TeacherWeights:
     @contextmanager
     def borrow(self) -> Iterator[Callable[[int], None]]:
         """Yields what puts a teacher's weights into the model; also where the block raises, it ends as it began."""
-        own = self._copies()
+        own: list[Tensor] = []
+
+        def load(index: int) -> None:
+            if not own:
+                own.extend(self._copies())
+            self._put(self._kept[index])
+
         try:
-            yield lambda index: self._put(self._kept[index])
+            yield load
         finally:
-            self._put(own)
+            if own:
+                self._put(own)
 
     def _copies(self) -> list[Tensor]:
         return [tensor.detach().to("cpu", copy=True) for tensor in self._live]

@@ -80,6 +80,7 @@ class Training:
                 TeacherWeights(self.model, spec.teachers, seed=spec.model.seed),
                 self._micro_batches,
                 whole=layout.context > 1,
+                keeps=spec.keeps_teacher_states,
             )
         chunk = model_chunks(self.model)[-1]
         self._losses = Losses(
@@ -141,7 +142,7 @@ class Training:
         batches = self._micro_batches(shard)
         if self._teachers is not None and "teacher_index" in shard.columns:
             self.model.eval()
-            batches = self._teachers.with_states(self._wrapped, batches, shard)
+            batches = self._teachers.with_states(self._wrapped, batches, shard, step=step)
         self.model.train()
         for chunk in self._wrapped:
             chunk.zero_grad_buffer()

@@ -38,6 +38,7 @@ class RankedRole:
         scheduling: Sequence[Mapping[str, Any]],
         keeps_reference: bool = False,
         teachers: Sequence[str] = (),
+        keeps_teacher_states: bool = False,
     ) -> None:
         """`scheduling`: Ray actor options, one a rank (placement group, CPUs, GPUs, resources)."""
         world_size = config.layout.world_size
@@ -62,6 +63,7 @@ class RankedRole:
                 backend=cast(Backend, trainer.backend),
                 keeps_reference=keeps_reference,
                 teachers=tuple(teachers),
+                keeps_teacher_states=keeps_teacher_states,
                 share_prefixes=trainer.share_prefixes,
             )
             for rank in range(world_size)

@@ -51,6 +51,8 @@ class RankSpec:
     """The policy keeps a copy of the weights that it begins with."""
     teachers: tuple[str, ...] = ()
     """Hugging Face checkpoint directories of the teachers whose weights a policy's ranks hold."""
+    keeps_teacher_states: bool = False
+    """A step's batch is learnt from more than once: what its teachers say is not computed again."""
     share_prefixes: bool = False
     """What rows of a micro-batch begin with is computed once."""
 
