@@ -152,6 +152,36 @@ def test_packed_outputs_and_gradients_are_those_of_single_sequences() -> None:
     run_ranks(packing_does_not_matter, 1)
 
 
+def only_what_is_asked_for_goes_on_after_attention(
+    rank: int, world_size: int, init_method: str
+) -> None:
+    from trainer.models.packed import PackedBatch, forward
+
+    # A position twice, as where rows share what they begin with.
+    some = np.array([0, 44, 44, 45, 100])
+    lengths: list[int] = []
+    for role in ("policy", "critic"):
+        model = build(init_method, role=role)
+        lengths.clear()
+        for layer in model.decoder.layers:
+            layer.mlp.register_forward_hook(lambda _, inputs, __: lengths.append(len(inputs[0])))
+        together = forward(model, PackedBatch.from_rows(rows(LENGTHS)))
+        together[some].square().sum().backward()
+        gradients = [p.grad.clone() for p in model.parameters()]
+        model.zero_grad()
+        chosen = forward(model, PackedBatch.from_rows(rows(LENGTHS), output_positions=some))
+        chosen.square().sum().backward()
+        torch.testing.assert_close(chosen, together[some], atol=1e-6, rtol=1e-6)
+        for (name, parameter), gradient in zip(model.named_parameters(), gradients, strict=True):
+            torch.testing.assert_close(parameter.grad, gradient, atol=1e-5, rtol=1e-4, msg=name)
+        every, layers = sum(LENGTHS), len(model.decoder.layers)
+        assert lengths == [every] * layers + [every] * (layers - 1) + [len(some)]
+
+
+def test_only_what_is_asked_for_goes_on_after_attention() -> None:
+    run_ranks(only_what_is_asked_for_goes_on_after_attention, 1)
+
+
 def bfloat16_is_close(rank: int, world_size: int, init_method: str, directory: str) -> None:
     from trainer.models.packed import PackedBatch, forward
 

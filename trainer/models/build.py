@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 import torch
+from megatron.core import parallel_state
 
 from rlframe.config.schema import IndexerConfig, LayoutConfig, MtpConfig
 from rlframe.model_shapes.dense import DenseShape
@@ -110,7 +111,12 @@ def _make_dense(
     fields = dense_fields(shape)
     config = transformer_config(fields, layout=layout, dtype=dtype, passed=transformer, role=role)
     chunks = chunks_of([shape.layers // layout.pipeline] * layout.pipeline)
-    specs = dense_specs(shape, layers=shape.layers // layout.pipeline)
+    is_last = parallel_state.is_pipeline_last_stage(ignore_virtual=True)
+    specs = dense_specs(
+        shape,
+        layers=shape.layers // layout.pipeline,
+        asks_early=is_last and not layout.sequence_parallel,
+    )
     return torch.nn.ModuleList([LanguageModel(config, shape, specs, role=role, chunks=chunks)])
 
 

@@ -14,14 +14,27 @@ from megatron.core.transformer.transformer_block import TransformerBlockSubmodul
 from megatron.core.transformer.transformer_layer import TransformerLayer, TransformerLayerSubmodules
 
 from rlframe.model_shapes.dense import DenseShape
+from trainer.models.asked_layer import AskedLayer
 from trainer.models.layers import RMSNorm, SwiGlu
 from trainer.models.packed_attention import PackedAttention
 
 
-def dense_specs(shape: DenseShape, *, layers: int) -> TransformerBlockSubmodules:
-    """Megatron's local layer, with our norm, activation and packed attention."""
-    layer = ModuleSpec(
-        module=TransformerLayer,
+def dense_specs(
+    shape: DenseShape, *, layers: int, asks_early: bool = False
+) -> TransformerBlockSubmodules:
+    """Megatron's local layer, with our norm, activation and packed attention.
+
+    `asks_early`: the last of these layers is the model's last, an `AskedLayer`.
+    """
+    kinds = [TransformerLayer] * (layers - 1) + [AskedLayer if asks_early else TransformerLayer]
+    return TransformerBlockSubmodules(
+        layer_specs=[_layer_spec(shape, kind) for kind in kinds], layer_norm=RMSNorm
+    )
+
+
+def _layer_spec(shape: DenseShape, module: type[TransformerLayer]) -> ModuleSpec:
+    return ModuleSpec(
+        module=module,
         submodules=TransformerLayerSubmodules(
             input_layernorm=RMSNorm,
             self_attention=ModuleSpec(
@@ -41,7 +54,6 @@ def dense_specs(shape: DenseShape, *, layers: int) -> TransformerBlockSubmodules
             mlp_bda=get_bias_dropout_add,
         ),
     )
-    return TransformerBlockSubmodules(layer_specs=[layer] * layers, layer_norm=RMSNorm)
 
 
 def mlp_spec() -> ModuleSpec:

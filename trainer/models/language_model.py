@@ -22,6 +22,7 @@ from torch import Tensor
 from rlframe.errors import UserError
 from rlframe.model_shapes.family import ModelShape
 from rlframe.model_shapes.pipeline import Chunk
+from trainer.models.asked_layer import AskedLayer
 from trainer.models.packed import PackedBatch
 
 Role = Literal["policy", "critic"]
@@ -64,6 +65,7 @@ class LanguageModel(GPTModel):  # type: ignore[misc]
         self.role = role
         self.chunks = tuple(chunks)
         self.chunk = self_chunk
+        self._asked_early = any(isinstance(layer, AskedLayer) for layer in self.decoder.layers)
         if self_chunk.is_last and role == "critic":
             self.output_layer = ValueHead(config, outputs=shape.value_outputs)
         elif self_chunk.is_last:
@@ -101,8 +103,8 @@ class LanguageModel(GPTModel):  # type: ignore[misc]
             hidden_states = gather_from_sequence_parallel_region(
                 hidden_states, tensor_parallel_output_grad=False, group=self.pg_collection.tp
             )
-        if packed.output_positions is not None:
-            hidden_states = hidden_states.index_select(0, packed.output_positions)
+        if not self._asked_early:
+            hidden_states = packed.asked(hidden_states)
         if self.role == "critic":
             return self.output_layer(hidden_states)  # type: ignore[no-any-return]
         if packed.wants_hidden:

@@ -141,6 +141,12 @@ class PackedBatch:
             given[layer] = torch.from_numpy(table[self.context.rows(total)])
         self.given_ids = {layer: t.to(self.token_ids.device) for layer, t in given.items()}
 
+    def asked(self, states: Tensor) -> Tensor:
+        """[T, ...] -> [P, ...] at `output_positions`."""
+        if self.output_positions is None:
+            return states
+        return states.index_select(0, self.output_positions)
+
     @cached_property
     def blocks(self) -> tuple[Block, ...]:
         """How attention without a varlen kernel lays the sequences out; made on first use."""
