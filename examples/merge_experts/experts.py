@@ -31,7 +31,7 @@ from rlframe.sft import SftLoop
 from rlframe.types import TrainRow
 from trainer.objective import SftObjective
 
-BASE_STEPS = 200
+BASE_STEPS = 250
 """Enough to answer in form, and sometimes right: a student that begins further off wanders where no teacher
 has been. The rest is the experts'."""
 
