@@ -93,7 +93,7 @@ class EngineActor:
             control.pause(PARTIAL_PAUSE)
         try:
             # Unpaused, SGLang itself waits for requests in flight and holds back new ones meanwhile.
-            self._load(control, manifest, flush_cache=not partial)
+            self._load(control, manifest)
             served = control.weight_version()
         finally:
             if partial:
@@ -110,18 +110,15 @@ class EngineActor:
         self._check(manifest)
         self._verified[manifest.directory] = _state(manifest)
 
-    def _load(self, control: Control, manifest: WeightManifest, *, flush_cache: bool) -> None:
+    def _load(self, control: Control, manifest: WeightManifest) -> None:
         if manifest.handles:
             control.load_from_handles(
                 manifest.handles,
                 tensor_parallel=int(self._spec.arguments.get("tp_size", 1)),
                 version=manifest.version,
-                flush_cache=flush_cache,
             )
         else:
-            control.load_from_disk(
-                manifest.directory, version=manifest.version, flush_cache=flush_cache
-            )
+            control.load_from_disk(manifest.directory, version=manifest.version)
 
     def stop(self) -> None:
         self._server.stop()

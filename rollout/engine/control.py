@@ -64,8 +64,13 @@ class Control:
     def resume(self) -> None:
         self._call("POST", "/continue_generation", self._admin, {})
 
-    def load_from_disk(self, directory: str, *, version: int, flush_cache: bool) -> None:
-        """Raises EngineRefused where SGLang says no; it keeps its old weights then."""
+    def load_from_disk(self, directory: str, *, version: int) -> None:
+        """Raises EngineRefused where SGLang says no; it keeps its old weights then.
+
+        The cache of prefixes stays, split by version (`versioned_cache.py`). SGLang 0.5.20 asserts that a flush
+        after an update succeeds, and one that comes while its scheduler still holds a request whose answer has
+        just left fails: the server would die.
+        """
         answer = self._call(
             "POST",
             "/update_weights_from_disk",
@@ -74,15 +79,13 @@ class Control:
                 "model_path": directory,
                 "load_format": "safetensors",
                 "weight_version": str(version),
-                "flush_cache": flush_cache,
+                "flush_cache": False,
             },
         )
         if not answer.get("success"):
             raise EngineRefused(f"weights were not loaded: {answer.get('message')}")
 
-    def load_from_handles(
-        self, handles: str, *, tensor_parallel: int, version: int, flush_cache: bool
-    ) -> None:
+    def load_from_handles(self, handles: str, *, tensor_parallel: int, version: int) -> None:
         """As `load_from_disk`, from memory of this host."""
         answer = self._call(
             "POST",
@@ -91,7 +94,7 @@ class Control:
             {
                 "serialized_named_tensors": [handles] * tensor_parallel,
                 "weight_version": str(version),
-                "flush_cache": flush_cache,
+                "flush_cache": False,
             },
         )
         if not answer.get("success"):

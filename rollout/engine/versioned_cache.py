@@ -1,8 +1,8 @@
 """An SGLang plugin: a cached prefix serves only requests that begin under the weights that computed it.
 
-With `rollout.partial` an update happens while requests run, so SGLang 0.5.20 can't flush its prefix
-cache (`flush_cache` with requests in flight kills the server). Left as it is, later requests would go on
-from keys and values of weights of any age. So the cache is split by version: a request takes its name
+SGLang 0.5.20 can't be asked to flush its prefix cache with an update: with requests in flight, as with
+`rollout.partial`, that kills the server, and without, where its scheduler still holds one whose answer has
+just left. Left as it is, later requests would go on from keys and values of weights of any age. So the cache is split by version: a request takes its name
 space when it leaves the waiting queue, by the version that will compute it. A request that was under
 way keeps what it has.
 """

@@ -20,8 +20,9 @@ import inspect
 import multiprocessing
 import pickle
 import runpy
-import socket
+import shutil
 import sys
+import tempfile
 import traceback
 from collections.abc import Callable
 from multiprocessing.connection import Connection, wait
@@ -44,8 +45,10 @@ def run_ranks(
     """
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["trainer.megatron.platform", "trainer.megatron.training"])
-    init_method = f"tcp://127.0.0.1:{_free_port()}"
     processes, pipes = [], []
+    # They meet in a file: a port that is free now may be another's by the time rank 0 listens.
+    meeting = Path(tempfile.mkdtemp(prefix="ranks-"))
+    init_method = f"file://{meeting / 'store'}"
     for rank in range(world_size):
         ours, theirs = context.Pipe(duplex=False)
         job = {
@@ -66,6 +69,7 @@ def run_ranks(
         for process in processes:
             process.kill()
             process.join()
+        shutil.rmtree(meeting)
 
 
 def _collect(pipes: list[Connection], timeout_s: float) -> list[Any]:
@@ -85,12 +89,6 @@ def _collect(pipes: list[Connection], timeout_s: float) -> list[Any]:
             if error:
                 raise RuntimeError(f"rank {rank}: {error}")
     return [results[rank] for rank in range(len(pipes))]
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def _run_job(job: dict[str, Any]) -> None:

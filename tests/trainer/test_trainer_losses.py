@@ -2,8 +2,6 @@
 
 import itertools
 import math
-import multiprocessing
-import socket
 from dataclasses import replace
 
 import pytest
@@ -12,6 +10,7 @@ import torch.distributed as dist
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.trainer.spawn import run_ranks
 from trainer.losses import logprobs as module
 from trainer.losses.kl import kl_estimate
 from trainer.losses.logprobs import token_logprobs
@@ -368,12 +367,9 @@ def test_any_split_of_the_tokens_has_the_same_logprobs_and_gradient(tokens, voca
     torch.testing.assert_close(grad, logits.grad)
 
 
-def _vocabulary_parallel(rank: int, port: int, columns: list[int], queue) -> None:
+def vocabulary_parallel(rank: int, world_size: int, init_method: str, columns: list[int]):
     """One rank of a vocabulary split unevenly, the last ranks with padding only."""
-    torch.set_num_threads(1)
-    dist.init_process_group(
-        "gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=len(columns)
-    )
+    dist.init_process_group("gloo", init_method=init_method, rank=rank, world_size=world_size)
     logits, targets, weights = _parallel_problem()
     first = sum(columns[:rank])
     padded = torch.nn.functional.pad(logits, (0, sum(columns) - logits.shape[1]))
@@ -388,8 +384,8 @@ def _vocabulary_parallel(rank: int, port: int, columns: list[int], queue) -> Non
         with_entropy=True,
     )
     (weights[0] @ logprobs + weights[1] @ entropy).backward()
-    queue.put((rank, logprobs.tolist(), entropy.tolist(), own.grad.tolist()))
     dist.destroy_process_group()
+    return logprobs.tolist(), entropy.tolist(), own.grad.tolist()
 
 
 def _parallel_problem():
@@ -401,28 +397,15 @@ def _parallel_problem():
 @pytest.mark.parametrize("columns", [[6, 6], [6, 5, 3]])
 def test_a_split_vocabulary_changes_nothing(columns):
     """Padding columns on the last rank, once nothing but padding."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    context = multiprocessing.get_context("spawn")
-    queue = context.Queue()
-    ranks = [
-        context.Process(target=_vocabulary_parallel, args=(rank, port, columns, queue))
-        for rank in range(len(columns))
-    ]
-    for process in ranks:
-        process.start()
-    found = sorted(queue.get(timeout=120) for _ in ranks)
-    for process in ranks:
-        process.join()
+    found = run_ranks(vocabulary_parallel, len(columns), columns=columns)
 
     logits, targets, weights = _parallel_problem()
     logits.requires_grad_()
     expected, entropy = token_logprobs(logits, targets, temperature=0.7, with_entropy=True)
     (weights[0] @ expected + weights[1] @ entropy).backward()
-    for _, logprobs, entropies, _ in found:
+    for logprobs, entropies, _ in found:
         assert logprobs == pytest.approx(expected.tolist(), abs=1e-12)
         assert entropies == pytest.approx(entropy.tolist(), abs=1e-12)
-    grad = torch.cat([torch.tensor(g, dtype=torch.float64) for _, _, _, g in found], dim=1)
+    grad = torch.cat([torch.tensor(g, dtype=torch.float64) for _, _, g in found], dim=1)
     torch.testing.assert_close(grad[:, :10], logits.grad)
     assert not grad[:, 10:].any()

@@ -131,6 +131,18 @@ def test_a_cached_prefix_serves_its_own_version_only(actor, server, keys, tiny_m
     assert [cached_tokens(server, keys) for _ in range(2)] == [0, len(PROMPT) - 1]
 
 
+def test_an_update_never_flushes_the_cache(actor, server, keys, tiny_model, tmp_path):
+    """SGLang 0.5.20 dies where a flush finds a request, even one whose answer has just left.
+
+    Seen by what the same version, loaded again, still has of itself.
+    """
+    manifest = published(tiny_model, tmp_path / "new", 112)
+    actor.sync(manifest, partial=False)
+    assert cached_tokens(server, keys) == 0
+    actor.sync(manifest, partial=False)
+    assert cached_tokens(server, keys) == len(PROMPT) - 1
+
+
 def test_name_spaces():
     assert name_space(None, "3") == "weights=3|"
     assert name_space("weights=3|adapter", "4") == "weights=4|adapter"
