@@ -65,12 +65,7 @@ class Control:
         self._call("POST", "/continue_generation", self._admin, {})
 
     def load_from_disk(self, directory: str, *, version: int) -> None:
-        """Raises EngineRefused where SGLang says no; it keeps its old weights then.
-
-        The cache of prefixes stays, split by version (`versioned_cache.py`). SGLang 0.5.20 asserts that a flush
-        after an update succeeds, and one that comes while its scheduler still holds a request whose answer has
-        just left fails: the server would die.
-        """
+        """Raises EngineRefused where SGLang says no; it keeps its old weights then."""
         answer = self._call(
             "POST",
             "/update_weights_from_disk",
@@ -79,7 +74,6 @@ class Control:
                 "model_path": directory,
                 "load_format": "safetensors",
                 "weight_version": str(version),
-                "flush_cache": False,
             },
         )
         if not answer.get("success"):
@@ -94,7 +88,6 @@ class Control:
             {
                 "serialized_named_tensors": [handles] * tensor_parallel,
                 "weight_version": str(version),
-                "flush_cache": False,
             },
         )
         if not answer.get("success"):

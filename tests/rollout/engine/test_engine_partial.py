@@ -131,18 +131,37 @@ def test_a_cached_prefix_serves_its_own_version_only(actor, server, keys, tiny_m
     assert [cached_tokens(server, keys) for _ in range(2)] == [0, len(PROMPT) - 1]
 
 
-def test_an_update_never_flushes_the_cache(actor, server, keys, tiny_model, tmp_path):
-    """SGLang 0.5.20 dies where a flush finds a request, even one whose answer has just left.
+def test_a_cached_prefix_serves_its_own_weights_only(actor, server, keys, tiny_model, tmp_path):
+    """Experts, one after the other, are served under their student's version."""
+    for name in ("one", "other"):
+        directory = tmp_path / name
+        directory.mkdir()
+        actor.sync(published(tiny_model, directory / "new", 112), partial=False)
+        assert [cached_tokens(server, keys) for _ in range(2)] == [0, len(PROMPT) - 1]
 
-    Seen by what the same version, loaded again, still has of itself.
-    """
-    manifest = published(tiny_model, tmp_path / "new", 112)
-    actor.sync(manifest, partial=False)
-    assert cached_tokens(server, keys) == 0
-    actor.sync(manifest, partial=False)
-    assert cached_tokens(server, keys) == len(PROMPT) - 1
+
+async def test_an_update_with_a_request_in_flight_kills_nothing(
+    actor, client, server, keys, tiny_model, tmp_path
+):
+    """Whoever sends it: SGLang 0.5.20 by itself would die of the flush that an update means."""
+    manifest = published(tiny_model, tmp_path / "new", 113)
+    long = asyncio.create_task(client.generate(PROMPT, sampling=LONG))
+    await client.generate(PROMPT[:3], sampling=SHORT)
+    server.control.pause("in_place")
+    update = {"model_path": manifest.directory, "weight_version": "113", "flush_cache": True}
+    answer = await asyncio.to_thread(
+        requests.post,
+        f"{server.url}/update_weights_from_disk",
+        json=update,
+        headers={"Authorization": f"Bearer {keys.admin}"},
+        timeout=60,
+    )
+    server.control.resume()
+    assert answer.json()["success"]
+    assert not long.done()
+    assert len((await long).output_ids) == LONG["max_new_tokens"]
 
 
 def test_name_spaces():
-    assert name_space(None, "3") == "weights=3|"
-    assert name_space("weights=3|adapter", "4") == "weights=4|adapter"
+    assert name_space(None, 3) == "weights=3|"
+    assert name_space("weights=3|adapter", 4) == "weights=4|adapter"
