@@ -204,6 +204,15 @@ class TaskSource(Protocol):
         ...
 
 
+@runtime_checkable
+class KnowsDomains(Protocol):
+    """Of a task source, if it can: what a curriculum looks through many tasks for."""
+
+    def train_domain(self, index: int) -> str:
+        """`train_task(index).domain`, without the cost of making the task."""
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class RolloutRequest:
     """One attempt to make. `id` is the trajectory's id; the same id asked for twice runs once."""

@@ -83,6 +83,9 @@ class ReasoningGymSource:
         family = self._families[self._mixture.part(index)]
         return self._task(f"train/{index}", family, family.problem("train", index))
 
+    def train_domain(self, index: int) -> str:
+        return self._families[self._mixture.part(index)].name
+
     def held_out_tasks(self) -> Sequence[Task]:
         """By weight; fewer than asked for where a family has not enough different questions."""
         return [

@@ -40,7 +40,9 @@ def answer_of(source: TaskSource, task: Task) -> str:
 
 def test_families_are_mixed_by_weight() -> None:
     source = make()
-    counts = Counter(source.train_task(i).domain for i in range(500))
+    domains = [source.train_task(i).domain for i in range(500)]
+    assert [source.train_domain(i) for i in range(500)] == domains
+    counts = Counter(domains)
     assert counts["spell_backward"] == pytest.approx(200, abs=8)
     assert counts["gcd"] == pytest.approx(100, abs=8)
 
