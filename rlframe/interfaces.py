@@ -205,11 +205,11 @@ class TaskSource(Protocol):
 
 
 @runtime_checkable
-class KnowsDomains(Protocol):
-    """Of a task source, if it can: what a curriculum looks through many tasks for."""
+class DrawsByDomain(Protocol):
+    """Of a task source, if it can: what a curriculum would look through many tasks for."""
 
-    def train_domain(self, index: int) -> str:
-        """`train_task(index).domain`, without the cost of making the task."""
+    def train_task_of(self, domain: str, index: int) -> Task:
+        """A training task of this domain: the same for the same two, another for another index."""
         ...
 
 

@@ -80,11 +80,11 @@ class ReasoningGymSource:
         self._mixture = Mixture(weights)
 
     def train_task(self, index: int) -> Task:
-        family = self._families[self._mixture.part(index)]
-        return self._task(f"train/{index}", family, family.problem("train", index))
+        return self.train_task_of(self._families[self._mixture.part(index)].name, index)
 
-    def train_domain(self, index: int) -> str:
-        return self._families[self._mixture.part(index)].name
+    def train_task_of(self, domain: str, index: int) -> Task:
+        family = self._by_name[domain]
+        return self._task(f"train/{index}", family, family.problem("train", index))
 
     def held_out_tasks(self) -> Sequence[Task]:
         """By weight; fewer than asked for where a family has not enough different questions."""

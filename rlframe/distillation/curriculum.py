@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from rlframe.errors import UserError
-from rlframe.interfaces import AnyEnv, KnowsDomains, TaskSource
+from rlframe.interfaces import AnyEnv, DrawsByDomain, TaskSource
 from rlframe.types import Demonstration, Task
 
 KEY = "algorithm.curriculum"
@@ -86,14 +86,11 @@ class CurriculumSource:
             )
 
     def train_task(self, index: int) -> Task:
-        """The first of this index's own window that has the domain."""
+        """By the source itself where it can, else the first of this index's own window that has the domain."""
         domain = self._curriculum.domain(index, tasks_per_step=self._tasks_per_step)
+        if isinstance(self._source, DrawsByDomain):
+            return self._source.train_task_of(domain, index)
         for place in range(index * WINDOW, (index + 1) * WINDOW):
-            if (
-                isinstance(self._source, KnowsDomains)
-                and self._source.train_domain(place) != domain
-            ):
-                continue
             task = self._source.train_task(place)
             if task.domain == domain:
                 return task

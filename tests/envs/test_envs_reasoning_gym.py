@@ -38,11 +38,18 @@ def answer_of(source: TaskSource, task: Task) -> str:
     return str(source._by_name[task.domain]._entry(task.data["number"])["answer"])  # type: ignore[attr-defined]
 
 
+def test_any_family_can_be_asked_for_a_task() -> None:
+    source = make()
+    tasks = [source.train_task_of("gcd", i) for i in range(50)]
+    assert {task.domain for task in tasks} == {"gcd"}
+    assert len({task.id for task in tasks}) == 50
+    mixed = [source.train_task(i) for i in range(50)]
+    assert [t for t in tasks if t in mixed] == [t for t in mixed if t.domain == "gcd"]
+
+
 def test_families_are_mixed_by_weight() -> None:
     source = make()
-    domains = [source.train_task(i).domain for i in range(500)]
-    assert [source.train_domain(i) for i in range(500)] == domains
-    counts = Counter(domains)
+    counts = Counter(source.train_task(i).domain for i in range(500))
     assert counts["spell_backward"] == pytest.approx(200, abs=8)
     assert counts["gcd"] == pytest.approx(100, abs=8)
 

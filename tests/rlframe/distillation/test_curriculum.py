@@ -36,27 +36,19 @@ def test_no_task_comes_twice_and_any_can_be_asked_for_alone():
     assert found.train_task(217) == tasks[217]
 
 
-class KnowingSource(Source):
-    """Says the domain first, and notes the tasks that it makes."""
-
-    def __init__(self):
-        self.made = []
-
-    def train_domain(self, index):
-        return super().train_task(index).domain
-
-    def train_task(self, index):
-        self.made.append(index)
-        return super().train_task(index)
+class SourceByDomain(Source):
+    def train_task_of(self, domain, index):
+        return Task(f"train/{index}", domain, ())
 
 
-def test_a_source_that_knows_its_domains_makes_no_task_in_vain():
+def test_a_source_that_draws_by_domain_is_asked_for_it():
+    """The same domains, and no task is made in vain."""
     given = parse_curriculum({0: {"a": 1, "b": 3}})
-    knowing = KnowingSource()
-    found = CurriculumSource(knowing, given, tasks_per_step=40)
-    expected = CurriculumSource(Source(), given, tasks_per_step=40)
-    assert [found.train_task(i) for i in range(80)] == [expected.train_task(i) for i in range(80)]
-    assert len(knowing.made) == 80
+    found = CurriculumSource(SourceByDomain(), given, tasks_per_step=40)
+    searched = CurriculumSource(Source(), given, tasks_per_step=40)
+    tasks = [found.train_task(i) for i in range(80)]
+    assert [task.domain for task in tasks] == [searched.train_task(i).domain for i in range(80)]
+    assert [task.id for task in tasks] == [f"train/{i}" for i in range(80)]
 
 
 @pytest.mark.parametrize(
